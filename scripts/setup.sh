@@ -33,7 +33,7 @@ ensure_venv() {
   .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
   .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]" 2> >(grep -v '^WARNING' >&2)
   # Compiled by all processors at once; some packages bring files for other Pythons, which cannot be.
-  .venv/bin/python -m compileall -q -q -j 0 .venv/lib >/dev/null || true
+  .venv/bin/python -m compileall -q -q -j 0 .venv/lib fedgrass >/dev/null || true
   touch "$stamp-$extras"
 }
 

@@ -43,6 +43,11 @@ def write_report(report: BaseModel, folder: Path, template: Path, chart: bytes, 
     write_atomically(folder / "index.html", page.encode())
 
 
+def load() -> None:
+    """Import what draws, which takes half a second, before it is needed."""
+    import matplotlib.pyplot  # noqa: F401
+
+
 def new_figure(*, widths: tuple[int, ...]) -> tuple[Figure, list[Axes]]:
     """Return an empty figure and its axes, side by side."""
     import matplotlib as mpl

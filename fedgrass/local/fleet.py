@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,10 +22,10 @@ from fedgrass.cloud.infrastructure.components import ComponentPublisher, Publish
 from fedgrass.cloud.infrastructure.deploy import deploy
 from fedgrass.cloudformation import StackOutputs
 from fedgrass.errors import ConfigurationError
-from fedgrass.local.aws.client import LocalAwsProcess
-from fedgrass.local.aws.client import start as start_aws
+from fedgrass.local.aws.client import LocalAwsProcess, Starting
+from fedgrass.local.aws.client import begin as begin_aws
 from fedgrass.local.core_device.builtin import TOKEN_EXCHANGE
-from fedgrass.local.processes import spawn, stop
+from fedgrass.local.processes import signal_group, spawn, stop
 from fedgrass.protocol.names import HEARTBEAT, RUNTIME, SUITE
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class LocalFleet:
         self._device_environment = device_environment or {}
         self._mqtt = mqtt
         self._stack = contextlib.ExitStack()
+        self._account: Starting | None = None
+        self._built: list[Path] = []
         self.aws: LocalAwsProcess
         self.outputs: StackOutputs
 
@@ -124,26 +127,36 @@ class LocalFleet:
         """Return a boto3 ``Table``."""
         return self.session.resource("dynamodb").Table(name)
 
+    def begin_account(self) -> Starting:
+        """Start the local AWS's process, which takes seconds to come up; `start_account` waits for it."""
+        if self._account is None:
+            begun = begin_aws(self.folder / "aws", mqtt=self._mqtt, accounts=self.accounts)
+            self._account = self._stack.enter_context(begun)
+        return self._account
+
     def start_account(self) -> None:
-        """Start the local AWS and deploy the fleet's stack to it."""
-        self.aws = self._stack.enter_context(start_aws(self.folder / "aws", mqtt=self._mqtt, accounts=self.accounts))
+        """Start the local AWS, unless that is done, and deploy the fleet's stack to it."""
+        self.aws = self.begin_account().ready()
         self.outputs = deploy(self.session, fleet=self.fleet, dependencies=False)
 
+    def build_components(self) -> list[Path]:
+        """Build every component, unless that is done; returns their folders, the umbrella's last."""
+        if not self._built:
+            tool = build_tool()
+            # Into this fleet's own folder: another demo in the same checkout may build at the same time.
+            folder = self.folder / "built"
+            self._built = [tool.build(project, folder / str(number)) for number, project in enumerate(tool.projects())]
+        return self._built
+
     def publish_components(self) -> list[Published]:
-        """Build every component and publish it, the umbrella last."""
+        """Publish every component, the umbrella last."""
         publisher = ComponentPublisher(
             greengrass=self.aws.client("greengrassv2"),
             s3=self.aws.client("s3"),
             account=self.aws.account,
             region=self.aws.region,
         )
-        tool = build_tool()
-        # Built into this fleet's own folder: another demo in the same checkout may build at the same time.
-        folder = self.folder / "built"
-        return [
-            publisher.publish(tool.build(project, folder / str(number)), bucket=_COMPONENT_BUCKET)
-            for number, project in enumerate(tool.projects())
-        ]
+        return [publisher.publish(built, bucket=_COMPONENT_BUCKET) for built in self.build_components()]
 
     def start_device(self, thing: str) -> LocalDevice:
         """Register a thing in the fleet's group and start its core device; started again, it resumes."""
@@ -218,5 +231,10 @@ class LocalFleet:
 
     def stop(self) -> None:
         """Stop the devices and then the account. Safe to repeat."""
+        # All at once: each takes its time to say goodbye, and is waited for below.
+        for device in self.devices.values():
+            if device.process.poll() is None:
+                signal_group(device.process.pid, signal.SIGTERM)
         self._stack.close()
+        self._account = None
         self.devices.clear()

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from fedgrass.errors import ConfigurationError, FedgrassError
-from fedgrass.local.aws.server import LocalAws
+from fedgrass.local.aws import lookups
 from fedgrass.logs import configure, log_event
 
 
@@ -47,6 +47,10 @@ def main(
     # Before anything starts: a signal during the start waits in the socket, and ends the account once it is up.
     stopping = _catch(signal.SIGTERM, signal.SIGINT)
     _log(state, verbose=verbose)
+    lookups.shorten()
+    # Late: it imports moto.
+    from fedgrass.local.aws.server import LocalAws
+
     account = LocalAws(
         state,
         port=port,

@@ -64,6 +64,35 @@ class LocalAwsProcess:
         self.stop()
 
 
+class Starting:
+    """A local AWS that comes up, while its caller does something else; leaving its ``with`` block stops it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], state: Path, log: Path) -> None:
+        self._process = process
+        self._state = state
+        self._log = log
+
+    def ready(self, timeout: float = 300.0) -> LocalAwsProcess:
+        """Wait until all of it is up; raises `ConfigurationError` as `start` does."""
+        ready, process = self._state / _READY_FILE, self._process
+        wait_until(lambda: ready.exists() or process.poll() is not None, seconds=timeout, pause=0.02)
+        if not ready.exists():
+            state_of = f"ended with code {process.returncode}" if process.poll() is not None else "is not ready"
+            stop(process)
+            raise ConfigurationError(
+                f"The local AWS {state_of} after {timeout:.0f} s or less. It wrote: {self._log.read_text()[-2000:]}"
+            )
+        return LocalAwsProcess(process, self._state, json.loads(ready.read_text()))
+
+    def __enter__(self) -> Starting:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stop(self._process)
+
+
 def start(
     state: Path,
     *,
@@ -79,6 +108,42 @@ def start(
 
     Parameters
     ----------
+    state, mqtt, processing_command, busy, lag, account, accounts
+        As of `begin`.
+    timeout
+        Seconds to wait.
+
+    Raises
+    ------
+    ConfigurationError
+        If it ends or is not ready in time; the message holds what it last wrote.
+    """
+    starting = begin(
+        state,
+        mqtt=mqtt,
+        processing_command=processing_command,
+        busy=busy,
+        lag=lag,
+        account=account,
+        accounts=accounts,
+    )
+    return starting.ready(timeout)
+
+
+def begin(
+    state: Path,
+    *,
+    mqtt: str | None = None,
+    processing_command: str | None = None,
+    busy: float = 0.0,
+    lag: float = 0.0,
+    account: str = "",
+    accounts: Path | None = None,
+) -> Starting:
+    """Start the local AWS's process and return at once.
+
+    Parameters
+    ----------
     state
         Folder for its ready file and logs.
     mqtt
@@ -91,18 +156,10 @@ def start(
         Another number than the usual one.
     accounts
         Folder by which several accounts find each other.
-    timeout
-        Seconds to wait.
-
-    Raises
-    ------
-    ConfigurationError
-        If it ends or is not ready in time; the message holds what it last wrote.
     """
     state.mkdir(parents=True, exist_ok=True)
-    ready = state / _READY_FILE
     # One that an earlier process left would be taken for this one's.
-    ready.unlink(missing_ok=True)
+    (state / _READY_FILE).unlink(missing_ok=True)
     log = state / "stderr.log"
     argv = [sys.executable, "-m", "fedgrass.local.aws", "--state", str(state.resolve())]
     argv += ["--mqtt", mqtt] if mqtt else []
@@ -113,11 +170,4 @@ def start(
     # Into a file and not a pipe: nobody would read it, and a full pipe stops the process.
     with log.open("wb") as stderr:
         process = spawn(argv, env=environment, stdout=stderr, stderr=stderr)
-    wait_until(lambda: ready.exists() or process.poll() is not None, seconds=timeout, pause=0.02)
-    if not ready.exists():
-        state_of = f"ended with code {process.returncode}" if process.poll() is not None else "is not ready"
-        stop(process)
-        raise ConfigurationError(
-            f"The local AWS {state_of} after {timeout:.0f} s or less. It wrote: {log.read_text()[-2000:]}"
-        )
-    return LocalAwsProcess(process, state, json.loads(ready.read_text()))
+    return Starting(process, state, log)

@@ -56,3 +56,9 @@ def save(data: ArrayDataset, path: Path) -> None:
     """Write examples as the ``npz`` loader reads them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, x=data.x, y=data.y)
+
+
+def load(path: Path) -> ArrayDataset:
+    """Read what `save` wrote."""
+    with np.load(path) as stored:
+        return ArrayDataset(stored["x"], stored["y"])

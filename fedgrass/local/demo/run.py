@@ -19,11 +19,10 @@ from rich.live import Live
 from rich.table import Table
 
 from fedgrass.bundle import Bundle
-from fedgrass.cli import render
+from fedgrass.cli import page, render
 from fedgrass.cloud.aggregator.release import FleetClients, publish_model
 from fedgrass.cloud.aggregator.s3 import Bucket
 from fedgrass.data.digits import digits_bundle
-from fedgrass.engines.base import FitSettings
 from fedgrass.errors import FedgrassError
 from fedgrass.local.demo import baselines, data, secure, wheels
 from fedgrass.local.demo.summary import DemoReport, RoundSummary, summarise_round
@@ -109,9 +108,13 @@ class Demo:
         execution = self.fleet.aws.client("stepfunctions").start_execution(
             stateMachineArn=self.fleet.outputs.state_machine_arn, input=json.dumps({"rounds": self._options.rounds})
         )
-        self._follow(execution["executionArn"])
+        with self._baselines() as measuring:
+            # While the round opens: it is needed at the end, and takes half a second to import.
+            page.load()
+            self._follow(execution["executionArn"])
+            with self._step(f"For comparison: each device alone, and all data in one place, for {self._epochs} epochs"):
+                measured = measuring.result()
         rounds = [self._summarise(record) for record in reversed(tables.recent_rounds(self.rounds_table, _FLEET, 100))]
-        measured = self._measure_baselines()
         last = rounds[-1]
         first = self.report_of(1)
         return DemoReport(
@@ -136,23 +139,24 @@ class Demo:
         fleet = self.fleet
         # One after the other, in this thread: Ctrl-C may come while it takes logging's lock, which is never released then. This
         # thread may take it again; another would wait for ever, and this one for the other.
+        # What takes a process its time is started early, and comes up beside what this thread does.
         with self._step("Local AWS, with the stack deployed"):
+            fleet.begin_account()
+            fleet.build_components()
+            self._save_examples()
             fleet.start_account()
         with self._step("Components built and published"):
+            for thing in self._things:
+                fleet.start_device(thing)
             fleet.publish_components()
         with self._step("First model and evaluation set published"):
-            kept = fleet.folder / "kept.npz"
-            data.save(self._data.kept, kept)
             s3 = fleet.aws.client("s3")
-            s3.upload_file(str(kept), fleet.outputs.bucket, evaluation_key(_FLEET))
+            s3.upload_file(str(self._kept), fleet.outputs.bucket, evaluation_key(_FLEET))
             publish_model(self._bundle, self.clients())
             tables.save_settings(self.rounds_table, _FLEET, self.settings)
         with self._step(f"{len(self._things)} core devices, the suite deployed to their thing group"):
-            for thing, examples in self._data.devices.items():
-                data.save(examples, fleet.folder / "devices" / thing / "data" / "data.npz")
-                fleet.start_device(thing)
             fleet.deploy_suite(
-                data=str(fleet.folder / "devices" / "$AWS_IOT_THING_NAME" / "data" / "data.npz"),
+                data=str(self._examples("$AWS_IOT_THING_NAME")),
                 heartbeat_seconds=_HEARTBEAT_SECONDS,
                 more={
                     GLOBAL_MODEL: {"componentVersion": self._bundle.manifest.version},
@@ -208,12 +212,20 @@ class Demo:
                 f"{described.get('cause') or described.get('error') or 'no cause given'}"
             )
 
-    def _measure_baselines(self) -> baselines.Baselines:
-        epochs = self.settings.fit.epochs * self._options.rounds
-        rate = self.settings.fit.learning_rate or self._bundle.manifest.optimizer.rate
-        fit = FitSettings(epochs=epochs, learning_rate=rate, seed=self._options.seed)
-        with self._step(f"For comparison: each device alone, and all data in one place, for {epochs} epochs"):
-            return baselines.measure(self._bundle, self._data, fit)
+    @property
+    def _epochs(self) -> int:
+        return self.settings.fit.epochs * self._options.rounds
+
+    def _baselines(self) -> baselines.Measuring:
+        task = baselines.Task(
+            bundle=self._bundle.folder,
+            devices={thing: self._examples(thing) for thing in self._things},
+            kept=self._kept,
+            epochs=self._epochs,
+            learning_rate=self.settings.fit.learning_rate or self._bundle.manifest.optimizer.rate,
+            seed=self._options.seed,
+        )
+        return baselines.Measuring(task, self.fleet.folder / "baselines.log")
 
     def report_of(self, number: int) -> RoundReport | None:
         """Return the aggregator's report of a round; None if that had too few updates to be aggregated."""
@@ -241,6 +253,18 @@ class Demo:
             greengrass=self.fleet.aws.client("greengrassv2"),
             thing_group_arn=self.fleet.outputs.thing_group_arn,
         )
+
+    @property
+    def _kept(self) -> Path:
+        return self.fleet.folder / "kept.npz"
+
+    def _examples(self, thing: str) -> Path:
+        return self.fleet.folder / "devices" / thing / "data" / "data.npz"
+
+    def _save_examples(self) -> None:
+        data.save(self._data.kept, self._kept)
+        for thing, examples in self._data.devices.items():
+            data.save(examples, self._examples(thing))
 
     @cached_property
     def _data(self) -> data.DemoData:

@@ -1,0 +1,35 @@
+"""What moto and boto3 look up in botocore's data at each start, answered without reading all of it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from botocore.loaders import Loader
+from botocore.session import Session
+
+from fedgrass.local.aws.account import REGION
+from fedgrass.local.aws.overrides import override
+
+
+def shorten() -> None:
+    """Have one region, and one look at which services there are; to be called before moto is imported, which asks at once.
+
+    For a service's regions botocore reads the whole description of it, EC2's included, and each of its loaders goes through all
+    folders of services: 1.1 s of processor time.
+    """
+    override(Session, "get_available_regions", _regions)
+    services = lru_cache(Loader().list_available_services)
+
+    def available(_loader: Loader, type_name: str) -> list[str]:
+        return services(type_name)
+
+    override(Loader, "list_available_services", available)
+
+
+def _regions(
+    _session: Session,
+    service_name: str,  # noqa: ARG001 - botocore's names, for they are given by name
+    partition_name: str = "aws",
+    allow_non_regional: bool = False,  # noqa: ARG001
+) -> list[str]:
+    return [REGION] if partition_name == "aws" else []
