@@ -10,6 +10,7 @@ from typing import Any
 from fedgrass.account import Account
 from fedgrass.errors import RoundRefusedError
 from fedgrass.protocol import tables
+from fedgrass.protocol.budget import beyond_budget_next
 from fedgrass.protocol.collecting import round_to_aggregate
 from fedgrass.protocol.fleet_state import FleetState
 from fedgrass.protocol.records import RoundRecord
@@ -196,6 +197,12 @@ def resume_run(
         raise RoundRefusedError(
             f"the run since round {run.first} of fleet {account.fleet!r} is over: {ended}; change that with --set, or begin "
             "another with `fedgrass round start`"
+        )
+    last = tables.load_round(account.rounds_table, account.fleet, state.last)
+    if beyond := beyond_budget_next(settings, state, last):
+        raise RoundRefusedError(
+            f"the run since round {run.first} of fleet {account.fleet!r} is over: {beyond}; keep the model as it is, or decide "
+            "on a larger budget with --set privacy.epsilon_budget=..."
         )
     run = run.model_copy(update={"previous": None})
     request = {**given, "run": run.model_dump(mode="json", exclude_none=True)}

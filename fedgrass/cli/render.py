@@ -132,7 +132,7 @@ def round_panel(record: RoundRecord) -> Panel:
         facts.add_row("look", Text(record.alarm, style="bold red"))
     facts.add_row("opened", f"{record.opened_at:%Y-%m-%d %H:%M:%S} UTC, deadline {record.deadline:%H:%M:%S}")
     if record.of_run:
-        facts.add_row("run", record.of_run)
+        facts.add_row("run", f"{record.of_run}. Then no more: {record.ended}" if record.ended else record.of_run)
     # Rounds of other tasks have a version too, and make nothing of it.
     trains = record.settings.task == "fit"
     facts.add_row(

@@ -166,7 +166,7 @@ def _follow(account: Account, started: Started, plan: str, *, wait: bool, as_jso
 
 def _plan(settings: FleetSettings) -> str:
     count = "1 round" if settings.rounds == 1 else f"{settings.rounds} rounds"
-    if settings.until.ends and settings.rounds > 1:
+    if settings.may_end_early and settings.rounds > 1:
         count = f"at most {count}"
     if settings.task != "fit":
         return f"{count} of task {settings.task}"

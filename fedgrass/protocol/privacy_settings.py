@@ -48,7 +48,10 @@ class Privacy(BaseModel):
     )
     delta: float = Field(default=1e-5, gt=0, lt=1, description="Should be less than one over the number of devices")
     epsilon_budget: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="Refuse a round that would exceed it. 0: no limit"
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="No round opens that would exceed it, and a run ends before. 0: no limit",
     )
     figures: Literal["left_out", "exact"] = Field(
         default="left_out",

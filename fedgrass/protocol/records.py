@@ -155,6 +155,7 @@ class RoundRecord(Record):
     collected_at: AwareDatetime | None = None
     aggregated_at: AwareDatetime | None = None
     closed_at: AwareDatetime | None = None
+    ended: str = Field(default="", description="Why its run was over after it, before its rounds were")
 
     uploaded: int = Field(default=0, description="Devices that were asked and did it: sent an update, or their figures")
     declined: int = 0
@@ -239,7 +240,7 @@ class RoundRecord(Record):
         """Which round of its run it is, in words; empty of one that is alone."""
         if self.run is None or self.settings.rounds == 1:
             return ""
-        most = "at most " if self.settings.until.ends else ""
+        most = "at most " if self.settings.may_end_early else ""
         return f"{self.run.standing.done + 1} of {most}{self.settings.rounds} since round {self.run.first}"
 
     @property

@@ -259,6 +259,11 @@ class FleetSettings(_Settings):
         return self.mode == "asynchronous" and self.task == "fit"
 
     @property
+    def may_end_early(self) -> bool:
+        """Whether a run may be over before its rounds are."""
+        return self.until.ends or self.privacy.epsilon_budget > 0
+
+    @property
     def max_age(self) -> int:
         """Rounds after its own in which an update still counts, and for which a device goes on training."""
         return self.strategy.staleness if self.is_asynchronous else 0

@@ -180,9 +180,20 @@ class Simulation(BaseModel):
             raise ValueError("until: groups have models of their own, which are not done together; simulate without it")
         if self.fleet.task != "fit":
             raise ValueError(f"task {self.fleet.task}: a simulation trains")
+        self._require_countable()
         if self.groups:
             self._require_groups(Grouping.parse(self.groups))
         return self
+
+    def _require_countable(self) -> None:
+        """Raise `ValueError` for a budget that no rounds, or not those of one account, could be held against."""
+        privacy = self.fleet.privacy
+        if privacy.epsilon_budget > 0 and privacy.mode == "none":
+            raise ValueError(
+                "privacy.epsilon_budget: rounds without noise have no finite ε; set privacy.mode, or the budget to 0"
+            )
+        if privacy.epsilon_budget > 0 and self.groups:
+            raise ValueError("privacy.epsilon_budget: each group's model would have an account of its own; set it to 0")
 
     @model_validator(mode="after")
     def _can_choose_by_loss(self) -> Simulation:

@@ -44,6 +44,7 @@ from fedgrass.simulation.model import in_folder, state_in_folder
 from fedgrass.simulation.population import FLEET, Assignments, Plan, Population, device_of
 from fedgrass.simulation.records import SimulatedRound
 from fedgrass.simulation.settings import Simulation
+from fedgrass.simulation.spent import Spent, step_of_tree
 from fedgrass.simulation.store import SimulationState, Store
 from fedgrass.simulation.updates import LateUpdates, VirtualUpdates
 from fedgrass.simulation.worker import Folders
@@ -96,6 +97,9 @@ class Simulator:
                 f"fit.local_epochs: model {bundle.manifest.name!r} has no parameters that devices keep for themselves; export "
                 "it with --local"
             )
+        self._spent = Spent(simulation)
+        if beyond := self._spent.beyond(()):
+            raise ConfigurationError(f"{beyond}: not one round fits; decide on a larger budget, or on more noise")
         self._group = group
         self._strategy = simulation.fleet.made_strategy()
         if cluster is not None:
@@ -176,6 +180,8 @@ class Simulator:
     def ended(self) -> str:
         """Why the run is over before its rounds are; empty if it goes on."""
         fleet, rounds = self._simulation.fleet, self.standing.rounds
+        if beyond := self._spent.beyond(rounds):
+            return beyond
         if not fleet.until.ends or not rounds:
             return ""
         wanted = fleet.until.metric or fleet.gate.metric
@@ -274,12 +280,8 @@ class Simulator:
 
     def _noise(self, number: int, salt: str) -> tuple[str, int]:
         """Return the seed of a round's noise, and which step of a tree of noise the round is; 0 if of none."""
-        rounds, step = self._simulation.fleet.strategy.tree, 0
-        if rounds:
-            # Its earlier steps are those since the last round that was held, in the same circle of lots (`Population`).
-            step, reports = 1, [one.report for one in self.standing.rounds]
-            while (number - step) % rounds and reports[number - step - 1].outcome in ADOPTED:
-                step += 1
+        rounds = self._simulation.fleet.strategy.tree
+        step = step_of_tree(rounds, self.standing.rounds) if rounds else 0
         # Each group's model has noise of its own.
         named = f"noise/{salt}" if self._group is None else f"noise/{salt}/{self._group.name}"
         named = f"{named}/{number - step + 1}" if step else named

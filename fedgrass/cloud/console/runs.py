@@ -79,7 +79,7 @@ class RunView:
     def progress(self) -> list[Progress]:
         """How far it is."""
         standing, settings = self.run.standing, self.last.settings
-        most = "at most " if settings.until.ends else ""
+        most = "at most " if settings.may_end_early else ""
         found = [
             Progress("Rounds", standing.done, settings.rounds, f"{standing.done:,} of {most}{settings.rounds:,}"),
         ]

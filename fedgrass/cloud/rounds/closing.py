@@ -28,6 +28,7 @@ def close(
     reason: str | None = None,
     *,
     reserve: str | None = None,
+    ended: str = "",
     whatever_happens: bool = False,
 ) -> RoundRecord:
     """Close a round and free the fleet for the next; a round that is closed stays as it is.
@@ -40,6 +41,8 @@ def close(
         Why; None keeps what is recorded.
     reserve
         The execution that has more rounds to run, and is to open the next one.
+    ended
+        Why its run is over before its rounds are, if it is.
     whatever_happens
         Whether to free the fleet even if what the outcome asks for cannot be done: the state of the fleet keeps what is to be
         deployed, and the next release, or the next close, does it.
@@ -59,6 +62,7 @@ def close(
                 "phase": "closed",
                 "reason": "; ".join(word for word in words if word),
                 "closed_at": services.now().isoformat(),
+                "ended": ended,
             },
             # Nobody answers for a closed round any more.
             remove=["collect_token", "job_token", "rollout_token", "question", "sums"],

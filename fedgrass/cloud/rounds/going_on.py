@@ -21,6 +21,8 @@ from fedgrass.errors import ConfigurationError, RoundRefusedError, first_problem
 from fedgrass.logs import log_event
 from fedgrass.protocol.fleet_state import STATE_KEY
 from fedgrass.protocol.run_settings import Run
+from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.tables import load_settings
 from fedgrass.protocol.writes import BusyError, update_item
 
 RUNNING = frozenset({"RUNNING", "PENDING_REDRIVE"})
@@ -70,24 +72,45 @@ def go_on(services: Services, execution: str, given: Mapping[str, Any], run: Run
     return following
 
 
-def given_run(overrides: dict[str, Any]) -> Run | None:
-    """Take the run that an execution goes on with out of its input; None if it begins one.
+def given_settings(services: Services, given: Mapping[str, Any]) -> FleetSettings:
+    """Return the fleet's settings, as they are now, with those of an execution's input over them.
+
+    Raises
+    ------
+    ConfigurationError
+        If the input names a setting that does not exist or is out of range.
+    """
+    # The console's input box begins with a comment.
+    overrides = {name: value for name, value in given.items() if name != RUN and name.lower() != "comment"}
+    return load_settings(services.rounds, services.fleet).overridden(overrides)
+
+
+def given_run(given: Mapping[str, Any]) -> Run | None:
+    """Return the run that an execution goes on with, by its input; None if it begins one.
 
     Raises
     ------
     ConfigurationError
         If it is none.
     """
-    given = overrides.pop(RUN, None)
     try:
-        return None if given is None else Run.model_validate(given)
+        return None if given.get(RUN) is None else Run.model_validate(given[RUN])
     except ValidationError as error:
         problem = first_problem(error, RUN, prefix=f"{RUN}.", found=True)
         raise ConfigurationError(f"input of the execution: {problem}") from error
 
 
-def await_previous(services: Services, previous: str) -> None:
-    """Wait until the execution before this one is over.
+def await_previous(services: Services, previous: str, execution: str) -> None:
+    """Wait until the execution before this one is over; if it was stopped, this one is stopped too.
+
+    Parameters
+    ----------
+    services
+        The fleet's clients and tables.
+    previous
+        ARN of the execution before this one.
+    execution
+        ARN of this one.
 
     Raises
     ------
@@ -100,6 +123,10 @@ def await_previous(services: Services, previous: str) -> None:
         status = status_of(services, previous)
         if status in {"SUCCEEDED", FORGOTTEN}:
             return
+        if status == "ABORTED":
+            # Who stopped that one stopped the run, which is no failure.
+            cause = f"the run's execution before this one was stopped ({previous})"
+            services.step_functions.stop_execution(executionArn=execution, error="Cancelled", cause=cause)
         if status not in RUNNING:
             raise RoundRefusedError(
                 f"fleet {services.fleet!r}: the run's execution before this one ended as {status} ({previous}); "

@@ -13,16 +13,17 @@ from fedgrass.cloud.rounds.abort_round import abort, give_up_reservation
 from fedgrass.cloud.rounds.announcement import announce_round
 from fedgrass.cloud.rounds.changes import change, transact
 from fedgrass.cloud.rounds.cohorts import choose_by_loss, choose_cohort, first_counting, is_wanted, quorum_of, why_fewer
-from fedgrass.cloud.rounds.going_on import FORGOTTEN, RUNNING, await_previous, given_run, status_of
+from fedgrass.cloud.rounds.going_on import FORGOTTEN, RUNNING, await_previous, given_run, given_settings, status_of
 from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import RoundRefusedError
 from fedgrass.logs import log_event
+from fedgrass.protocol.budget import beyond_budget, tree_of_next
 from fedgrass.protocol.cohort import is_asked
 from fedgrass.protocol.fleet_state import STATE_KEY, FleetState, OpenRound
 from fedgrass.protocol.losses import load_losses
 from fedgrass.protocol.members import FleetMember, fleet_members
-from fedgrass.protocol.messages import Base, Cohort
+from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import next_version
 from fedgrass.protocol.privacy import PrivacyLedger, Tree
 from fedgrass.protocol.profile import ProfileReference
@@ -34,7 +35,7 @@ from fedgrass.protocol.runs import run_after
 from fedgrass.protocol.secure_settings import announced_secure
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.statistics_settings import tells_sums
-from fedgrass.protocol.tables import free_hand, load_round, load_settings, load_state
+from fedgrass.protocol.tables import free_hand, load_round, load_state
 
 _ENDED = 2  # the transaction's third action
 _PROVISIONING_SECONDS = 900  # a Processing job's own limit counts from when its machine is there
@@ -82,18 +83,16 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
     ConfigurationError
         If the execution's input names a setting that does not exist or is out of range.
     """
-    # The console's input box begins with a comment.
-    overrides = {name: value for name, value in request.overrides.items() if name.lower() != "comment"}
-    run = given_run(overrides)
+    run = given_run(request.overrides)
     # Validated before anything is written: an input with a wrong setting must leave no trace.
-    settings = load_settings(services.rounds, services.fleet).overridden(overrides)
+    settings = given_settings(services, request.overrides)
     state = load_state(services.rounds, services.fleet)
     # Step Functions repeats a task whose answer was lost: the round that it opened is this one.
     if state.open and state.open.execution == request.execution:
         record = load_round(services.rounds, services.fleet, state.open.round)
     else:
         if run is not None and run.previous is not None and not request.results:
-            await_previous(services, run.previous)
+            await_previous(services, run.previous, request.execution)
             state = load_state(services.rounds, services.fleet)
         # Before all that is read below: it changes the fleet's state.
         _take_over(services, state)
@@ -157,7 +156,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings, run
     bounds = _bounds(settings, state)
     _require_bounds(settings, bounds)
     # Charged at the opening: what devices upload is spent even if the round fails later (docs/decisions/0015).
-    tree = _tree(settings, state, before, cohort)
+    tree = tree_of_next(settings, state, before, cohort)
     ledger = _charged(fleet, state.last + 1, state.privacy, settings, tree)
     record = RoundRecord(
         fleet=fleet,
@@ -232,26 +231,6 @@ def _profile(state: FleetState) -> ProfileReference | None:
     return found if found and state.model and found.graph_sha256 == state.model.graph_sha256 else None
 
 
-def _tree(settings: FleetSettings, state: FleetState, before: RoundRecord | None, cohort: Cohort) -> Tree | None:
-    """Return the tree of noise that the round is a step of: the last round's, or a new one; None if it has no part in one."""
-    rounds, privacy, found = settings.strategy.tree, settings.privacy, state.privacy.tree
-    if not rounds or settings.task != "fit" or state.model is None:
-        return None
-    steps = 1
-    # It goes on only from the model that its last step made, and with devices of the same circle. What a round that was held has
-    # shown is in no later step, so the noise that hid it must be in none either.
-    if found is not None and before is not None and found.goes_on(privacy, rounds) and found.last == state.last:
-        made, same = before.version == state.model.version, before.cohort.salt == cohort.salt
-        steps = found.steps + 1 if made and same else 1
-    return Tree(
-        rounds=rounds,
-        steps=steps,
-        last=state.last + 1,
-        noise_multiplier=privacy.noise_multiplier,
-        clip_norm=privacy.clip_norm,
-    )
-
-
 def _charged(
     fleet: str, number: int, ledger: PrivacyLedger, settings: FleetSettings, tree: Tree | None
 ) -> PrivacyLedger:
@@ -275,12 +254,9 @@ def _charged(
             f"learnt in them has no finite ε, and no budget ({privacy.epsilon_budget:g}) can be kept. Publish a model that has "
             f"not learnt from these data and set privacy.account_from to {number}, or set privacy.epsilon_budget to 0"
         )
-    projected = ledger.projected(privacy, settings.sampled_fraction, tree)
-    if projected is not None and 0 < privacy.epsilon_budget < projected:
+    if beyond := beyond_budget(ledger, settings, tree):
         raise RoundRefusedError(
-            f"fleet {fleet!r}: with this round ε would be {projected:.4g} at δ = {privacy.delta:g}, the budget is "
-            f"{privacy.epsilon_budget:g} (privacy.epsilon_budget; {ledger.rounds} rounds are spent). "
-            "Keep the model as it is, or decide on a larger budget"
+            f"fleet {fleet!r}: {beyond}; {ledger.rounds} rounds are spent. Keep the model as it is, or decide on a larger budget"
         )
     return after
 

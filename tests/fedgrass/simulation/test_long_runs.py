@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from fedgrass import tensors
 from fedgrass.data.digits import digits
+from fedgrass.errors import ConfigurationError
 from fedgrass.simulation.partition import drawn
 from fedgrass.simulation.settings import PartitionScheme
 from fedgrass.simulation.store import open_report
@@ -80,3 +83,43 @@ def test_a_run_ends_when_its_target_is_reached_and_stays_ended(tmp_path: Path) -
     report = run(tmp_path / "hours", hours, bundle=bundle, rounds=8, **OPTIONS)
     assert "until.hours" in report.ended
     assert report.simulated_seconds - open_report(tmp_path / "hours")[1][-1].seconds < 150 <= report.simulated_seconds
+
+
+@pytest.mark.parametrize("how", ["everybody", "secret", "tree"])
+def test_a_run_ends_before_the_round_that_its_budget_of_privacy_does_not_hold(how: str, tmp_path: Path) -> None:
+    dp_accounting = pytest.importorskip("dp_accounting")
+    from dp_accounting.pld import PLDAccountant
+
+    def spent(rounds: int) -> float:
+        if how == "secret":
+            accountant = PLDAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_SPECIAL)
+            accountant.compose(dp_accounting.PoissonSampledDpEvent(0.5, dp_accounting.GaussianDpEvent(2.0)), rounds)
+            return float(accountant.get_epsilon(1e-5))
+        # Of a tree of two, its second round is one more sum; the next tree begins with the third.
+        return float(dp_accounting.get_epsilon_gaussian(2.0 / math.sqrt(rounds), 1e-5))
+
+    between = (spent(3) + spent(4)) / 2
+    privacy = {"mode": "central", "noise_multiplier": 2.0, "epsilon_budget": between, "secret_cohort": how == "secret"}
+    strategy = {"strategy": {"name": "dp_ftrl", "options": {"rounds": 2}}} if how == "tree" else {}
+    settings = {**PLAIN, "fit": {"learning_rate": 0.5, "epochs": 1}, "privacy": privacy, "min_updates": 1, **strategy}
+    bundle = softmax_bundle(tmp_path / "bundle").folder
+    options = {**OPTIONS, "cohort": DEVICES // 2 if how == "secret" else DEVICES}
+    report = run(tmp_path / "out", settings, bundle=bundle, rounds=8, **options)
+    assert (report.rounds, f"ε would be {spent(4):.4g}" in report.ended) == (3, True), report.ended
+    # It stays ended, and counts on from what was spent.
+    assert run(tmp_path / "out", settings, bundle=bundle, rounds=20, resume=True, **options).rounds == 3
+
+
+@pytest.mark.parametrize(
+    ("privacy", "options", "said"),
+    [
+        ({"mode": "central", "epsilon_budget": 0.5}, {}, "not one round fits"),
+        ({"epsilon_budget": 0.5}, {}, "no finite ε"),
+        ({"mode": "central", "epsilon_budget": 5}, {"groups": "clusters:2"}, "account of its own"),
+    ],
+)
+def test_a_budget_that_no_round_could_keep_is_refused(
+    privacy: dict[str, Any], options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        run(tmp_path / "out", {**PLAIN, "privacy": privacy}, bundle=None, rounds=2, **{**OPTIONS, **options})

@@ -60,6 +60,11 @@ class StepFunctions:
             raise client_error("ExecutionDoesNotExist")
         return {"status": self.statuses[executionArn]}
 
+    def stop_execution(self, *, executionArn: str, error: str, cause: str) -> None:  # noqa: N803
+        assert error
+        assert cause
+        self.statuses[executionArn] = "ABORTED"
+
     def start_execution(self, *, stateMachineArn: str, name: str, input: str) -> dict[str, str]:  # noqa: A002, N803
         if self.fails:
             self.fails -= 1

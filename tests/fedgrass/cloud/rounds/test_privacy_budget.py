@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from datetime import datetime, timezone
 from statistics import NormalDist
 from typing import Any
 
@@ -15,15 +16,17 @@ from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
 from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import ConfigurationError, RoundRefusedError
-from fedgrass.protocol.fleet_state import STATE_KEY
-from fedgrass.protocol.messages import Announcement
+from fedgrass.protocol.budget import beyond_budget, beyond_budget_next, tree_of_next
+from fedgrass.protocol.fleet_state import STATE_KEY, FleetState
+from fedgrass.protocol.messages import Announcement, Cohort
 from fedgrass.protocol.privacy import MOST_SPENDS, PrivacyLedger, Spend, Tree, _at_most, gaussian_epsilon
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.settings import FleetSettings, Privacy
 from fedgrass.protocol.tables import load_state
-from tests.fedgrass.cloud.rounds.harness import EXECUTION, FLEET, Fleet, FleetFactory
+from tests.fedgrass.cloud.rounds.harness import BASE, EXECUTION, FLEET, Fleet, FleetFactory
 from tests.fedgrass.cloud.rounds.test_open_round import asked_of
 
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 CENTRAL = {"mode": "central", "clip_norm": 0.5, "noise_multiplier": 2.0}
 
 
@@ -61,7 +64,7 @@ def test_the_accountant_s_word_is_kept_and_the_next_round_is_held_against_it(fle
     record_report(fleet.services, RoundRequest(round=1))
     assert spent(fleet) == fleet.round().privacy == judged
     close(fleet.services, 1)
-    with pytest.raises(RoundRefusedError, match=r"ε would be 10\.1 at δ = 1e-05, the budget is 10 "):
+    with pytest.raises(RoundRefusedError, match=r"ε would be 10\.1 at δ = 1e-05, of 10 "):
         fleet.open(EXECUTION + "2", privacy=privacy)
     assert spent(fleet) == judged
     assert fleet.open(EXECUTION + "2", privacy={**privacy, "epsilon_budget": 11}).round == 2
@@ -408,3 +411,45 @@ def test_what_one_more_round_of_a_tree_costs_is_foretold() -> None:
             assert told == sum(one.rounds * one.depth for one in after.spends)
         ledger = after
     assert sum(one.rounds * one.depth for one in ledger.spends) == 9  # three whole trees of depth 3
+
+
+@pytest.mark.parametrize("tree", [0, 2, 4])
+def test_a_budget_holds_exactly_the_rounds_that_a_plain_sum_says(tree: int) -> None:
+    dp_accounting = pytest.importorskip("dp_accounting")
+    z, rounds = 3.0, range(1, 12)
+    # Sums with noise that a device's update is in: one a round; of a tree one for each level that has a whole node so far.
+    sums = [n if not tree else n // tree * tree.bit_length() + (n % tree).bit_length() for n in rounds]
+    costs = [float(dp_accounting.get_epsilon_gaussian(z / math.sqrt(count), 1e-5)) for count in sums]
+    for budget in [0.9 * costs[0], *((one + 1e-6) for one in costs[:-1])]:
+        strategy = {"name": "dp_ftrl", "options": {"rounds": tree}} if tree else {"name": "fedavg"}
+        privacy = {"mode": "central", "noise_multiplier": z, "epsilon_budget": budget}
+        settings = FleetSettings().overridden({"privacy": privacy, "strategy": strategy})
+        state, before = FleetState(model=BASE), None
+        while not beyond_budget_next(settings, state, before):
+            next_tree = tree_of_next(settings, state, before)
+            number = state.last + 1
+            ledger = state.privacy.charged(settings.privacy, settings.sampled_fraction, next_tree)
+            model = BASE.model_copy(update={"version": f"1.{number}.0"})
+            share = 1 / (tree or 1)
+            cohort = Cohort(salt="0" * 32, fraction=share, begin=state.last % (tree or 1) * share)
+            before = RoundRecord(
+                fleet=FLEET, round=number, execution=EXECUTION, settings=settings, base=BASE, version=model.version,
+                cohort=cohort, alive=9, asked=9, quorum=9, opened_at=NOW, deadline=NOW, privacy=ledger,
+            )  # fmt: skip
+            state = FleetState(model=model, last=number, privacy=ledger)
+        assert state.last == sum(cost <= budget for cost in costs)
+
+
+def test_rounds_that_only_the_accountant_can_judge_end_when_what_it_judged_is_too_much() -> None:
+    privacy = Privacy(mode="central", noise_multiplier=1.0, secret_cohort=True, epsilon_budget=2.0)
+    settings = FleetSettings(privacy=privacy, fraction=0.1)
+    ledger = PrivacyLedger().charged(privacy, 0.1)
+    assert beyond_budget(ledger, settings, None) == ""
+    judged = ledger.model_copy(update={"judged": 1, "epsilon": 2.1, "next_epsilon": 2.4})
+    assert "ε would be 2.4 " in beyond_budget(judged, settings, None)
+    other = settings.overridden({"fraction": 0.2})
+    assert "ε is 2.1 at δ = 1e-05 already, of 2 " in beyond_budget(judged, other, None)
+    assert beyond_budget(judged.model_copy(update={"epsilon": 1.9}), other, None) == ""
+    # Of another δ, nothing is known.
+    assert beyond_budget(judged, other.overridden({"privacy": {"delta": 1e-6}}), None) == ""
+    assert beyond_budget(judged, settings.overridden({"task": "evaluate"}), None) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
 from typing import Any
 
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from fedgrass.account import Account
 from fedgrass.cli.rounds import app, watch
 from fedgrass.cloud.rounds.abort_round import ExecutionEnd, execution_ended
-from fedgrass.cloud.rounds.close_round import CloseRequest, close_round
+from fedgrass.cloud.rounds.close_round import CloseRequest, _why_over, close_round
 from fedgrass.cloud.rounds.open_round import OpenRequest, open_round
 from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
 from fedgrass.cloud.rounds.record_update import record_update
@@ -24,6 +25,7 @@ from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import ConfigurationError, RoundRefusedError
 from fedgrass.protocol import tables
 from fedgrass.protocol.report import Evaluation
+from fedgrass.protocol.runs import run_after
 from fedgrass.protocol.tables import load_state
 from fedgrass.protocol.writes import BusyError
 from fedgrass.rounds_api import cancel_round, resume_run
@@ -138,6 +140,9 @@ def test_between_two_executions_nobody_else_opens_a_round_and_who_stops_either_s
         fleet.step_functions.statuses[EXECUTION] = status
         with pytest.raises(BusyError if status == "RUNNING" else RoundRefusedError, match="execution before this one"):
             open_round(fleet.services, request)
+        # Who stopped the one before stopped the run: no failure, of which an alarm would tell.
+        assert fleet.step_functions.statuses[following] == ("ABORTED" if status == "ABORTED" else "RUNNING")
+        fleet.step_functions.statuses[following] = "RUNNING"
     fleet.step_functions.statuses[EXECUTION] = "SUCCEEDED"
     # Read a moment too early: the execution that holds the fleet has ended since, and its run gone on.
     states = [load_state(fleet.rounds, FLEET).model_copy(update={"reserved": EXECUTION})]
@@ -214,3 +219,57 @@ def test_watching_a_run_ends_with_its_last_execution(fleet: Fleet, monkeypatch: 
     watch(account, "one", console)
     assert set(described) == {"one", "two"}
     assert "No more rounds: enough." in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+NOISE = 2.0
+
+
+def epsilon_of(rounds: int) -> float:
+    """Return ε at δ = 1e-5 of so many rounds with that noise, by a library of its own."""
+    dp_accounting = pytest.importorskip("dp_accounting")
+    return float(dp_accounting.get_epsilon_gaussian(NOISE / math.sqrt(rounds), 1e-5))
+
+
+def test_a_run_ends_well_with_the_last_round_that_its_budget_of_privacy_holds(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    between = (epsilon_of(2) + epsilon_of(3)) / 2
+    given: dict[str, Any] = {
+        "rounds": 5,
+        "privacy": {"mode": "central", "noise_multiplier": NOISE, "epsilon_budget": between},
+    }
+    account, executions = account_of(fleet, **given)
+    with caplog.at_level("INFO"):
+        _, ended = run(limited(fleet, 3), [0.5, 0.6, 0.7], Comment="mine", **given)
+    assert (
+        ended
+        == f"with one more round ε would be {epsilon_of(3):.4g} at δ = 1e-05, of {between:g} (privacy.epsilon_budget)"
+    )
+    state = load_state(fleet.rounds, FLEET)
+    assert (state.last, state.open, state.reserved) == (2, None, None)
+    assert (fleet.round(1).ended, fleet.round(2).ended) == ("", ended)
+    assert "run_ended" in caplog.text
+    with pytest.raises(RoundRefusedError, match=r"is over: with one more round.*--set privacy\.epsilon_budget="):
+        resume_run(account, {})
+    larger = {"privacy": {"epsilon_budget": (epsilon_of(3) + epsilon_of(4)) / 2}}
+    started = resume_run(account, larger)
+    # The fourth is for the whole of a budget; asked between two executions.
+    _, ended = run(limited(fleet, 1), [0.7, 0.8], started.execution, **executions.begun[0])
+    assert (load_state(fleet.rounds, FLEET).last, f"ε would be {epsilon_of(4):.4g}" in ended) == (3, True)
+
+
+def test_a_budget_is_that_of_the_next_round_s_settings(fleet: Fleet) -> None:
+    privacy = {"mode": "central", "noise_multiplier": NOISE, "epsilon_budget": (epsilon_of(1) + epsilon_of(2)) / 2}
+    fleet.heartbeats("a", "b", "c")
+    opened = open_round(fleet.services, OpenRequest(execution=EXECUTION, overrides={"rounds": 3, "privacy": privacy}))
+    close = CloseRequest(round=1, rounds=opened["rounds"], overrides={"rounds": 3, "privacy": privacy})
+    larger = {"epsilon_budget": 99}
+    # What no round could have ends no run: its opening says what is wrong.
+    for changes, over in (({**privacy, **larger}, False), ({"mode": "never"}, False), (privacy, True)):
+        request = close.model_copy(update={"overrides": {"rounds": 3, "privacy": changes}})
+        assert bool(_why_over(fleet.services, fleet.round(1), run_after(fleet.round(1)), request.overrides)) == over
+    # Asked again after the budget was raised, it says what it did: by then somebody else may have the fleet.
+    first = close_round(fleet.services, close)
+    assert first["ended"]
+    raised = close.model_copy(update={"overrides": {"rounds": 3, "privacy": {**privacy, **larger}}})
+    assert close_round(fleet.services, raised) == first
