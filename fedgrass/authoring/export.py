@@ -16,6 +16,7 @@ import tensorflow as tf
 from fedgrass import bundle, tensors
 from fedgrass.authoring import graph, heads, inference, progress, self_test
 from fedgrass.authoring.compiled import Objective, Several, chosen
+from fedgrass.authoring.conversion import converted
 from fedgrass.authoring.errors import UnsupportedModelError, first_line
 from fedgrass.authoring.flatbuffer import without_initializer
 from fedgrass.authoring.heads import heads_of
@@ -329,15 +330,7 @@ def _export(
 
 
 def _convert(owner: tf.Module, signatures: dict[str, tf.types.experimental.ConcreteFunction]) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        # Nothing differentiates the saved functions again: the gradients are in the graph.
-        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        tf.saved_model.save(owner, folder, signatures=signatures, options=options)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
-        # Built-in operators only: a device has no Flex delegate, which is TensorFlow itself.
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        converter.experimental_enable_resource_variables = True
-        count = sum(len(function.graph.get_operations()) for function in signatures.values())
-        # The converter says nothing until it is done: it takes about as long as tracing did.
-        progress.at(f"LiteRT converts {count:,} operations")
-        return without_initializer(bytes(converter.convert()))
+    count = sum(len(function.graph.get_operations()) for function in signatures.values())
+    # The converter says nothing until it is done: it takes about as long as tracing did.
+    progress.at(f"LiteRT converts {count:,} operations")
+    return without_initializer(converted(owner, signatures))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Set
 
 import flatbuffers
@@ -45,13 +46,32 @@ def without_initializer(content: bytes) -> bytes:
         # Names that are kept say which tensors' memory may be given back after a run (docs/decisions/0052).
         for index, tensor in enumerate(subgraph.tensors):
             tensor.name = PASSING if index in passing else None
-    users = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors] + model.metadata
-    # Buffer 0 is the format's empty one.
-    kept = sorted({0} | {user.buffer for user in users})
-    for user in users:
-        user.buffer = kept.index(user.buffer)
-    model.buffers = [model.buffers[index] for index in kept]
+    share_constants(model)
     return _packed(model)
+
+
+def share_constants(model: schema.ModelT) -> None:
+    """Let equal constants share one buffer, and remove the buffers that nothing uses."""
+    users = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors] + (model.metadata or [])
+    first: dict[bytes, int] = {}
+    # What a signature gives stays its own, as TensorFlow's converter leaves it: graphs keep their digests.
+    given = {subgraph.tensors[index].buffer for subgraph in model.subgraphs for index in subgraph.outputs}
+    # Buffer 0 is the format's empty one; others that are empty are values of each run, a buffer for each.
+    same = [
+        first.setdefault(hashlib.sha256(buffer.data).digest(), index)
+        if _length(buffer) and index not in given
+        else index
+        for index, buffer in enumerate(model.buffers)
+    ]
+    used = sorted({0} | {same[user.buffer] for user in users})
+    place = {index: at for at, index in enumerate(used)}
+    for user in users:
+        user.buffer = place[same[user.buffer]]
+    model.buffers = [model.buffers[index] for index in used]
+
+
+def _length(buffer: schema.BufferT) -> int:
+    return 0 if buffer.data is None else len(buffer.data)
 
 
 def _passing(subgraph: schema.SubGraphT, codes: list[int]) -> set[int]:

@@ -7,7 +7,6 @@ in place of the parameters, which makes every constant recognisable; where each 
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Set
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from fedgrass.authoring.conversion import converted
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.flatbuffer import holds_others, with_constant_inputs
 from fedgrass.authoring.metadata import Description, described
@@ -89,11 +89,7 @@ def _separate(parameters: Parameters, apart: Set[str]) -> Parameters:
 
 
 def _convert(traced: tf.types.experimental.ConcreteFunction, separate: Parameters) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        tf.saved_model.save(tf.Module(), folder, signatures={"infer": traced}, options=options)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["infer"])
-        content = bytes(converter.convert())
+    content = converted(tf.Module(), {"infer": traced})
     return with_constant_inputs(content, separate) if separate else content
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from fedgrass.associated_files import with_files
+from fedgrass.authoring.flatbuffer import share_constants
 from fedgrass.protocol.names import SCORE
 from fedgrass.quantization import packed
 
@@ -71,6 +72,7 @@ class Description:
 def described(content: bytes, description: Description) -> bytes:
     """Return a model with its metadata and files in it. Constants move: look for them afterwards."""
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    share_constants(model)
     (signature,) = model.signatureDefs
     buffer, entry = schema.BufferT(), schema.MetadataT()
     # In the signature's order, which TensorFlow Lite's metadata refers to by position.
