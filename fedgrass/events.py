@@ -159,6 +159,12 @@ _DEVICE = {
     "live_data_not_compared": _warning(
         "Live data could not be compared with the fleet's profile; it is tried again later.", "reason"
     ),
+    "fine_tuning_started": _info("The device trains a copy of its own of the active model.", "version examples"),
+    "fine_tuned": _info(
+        "The device has a copy of its own of the active model; the reason says what its application loads.",
+        "version reason metrics",
+    ),
+    "not_fine_tuned": _warning("The active model could not be fine-tuned on this device.", "version reason"),
     "drift_begun": _warning("So many devices have drifted that a round is to start.", "action drifted alive number"),
     "drift_step_started": _info("A round of the answer to drift was started.", "step number execution"),
     "drift_step_ended": _info("An execution of the answer to drift has ended.", "step number status"),

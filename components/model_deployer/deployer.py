@@ -164,10 +164,12 @@ class ModelDeployer:
         active = self._store.active()
         if active is None:
             return
+        # What lies behind the path: a device's own model may take the fleet's place within a version.
+        applied = self._store.applied() or active
         message = ActiveModel(
             version=active.manifest.version,
             path=str((self._store.folder / "active" / active.manifest.application_file).absolute()),
-            parameters_sha256=active.manifest.parameters_sha256,
+            parameters_sha256=applied.manifest.parameters_sha256,
             component_version=self._version,
             last_error=as_reason(self._log.last_error, 200),
         )

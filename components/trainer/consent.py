@@ -66,6 +66,14 @@ class Consent:
             return str(error)
         return f"this device has answered {rounds} rounds with noise" if rounds else ""
 
+    def against_figures(self, newest: Announcement | None) -> str:
+        """Say why no figure may be told of which nobody asked, where the newest round was this one."""
+        if newest is None:
+            return "no round is known, and so not whether figures are left out"
+        if newest.update.hides_figures:
+            return f"the fleet's rounds leave figures out (round {newest.round})"
+        return self.against_exact_answers(newest)
+
     def charge(self, announcement: Announcement, key: str) -> None:
         """Count a round's noise as spent, once for each ``key``.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from components.trainer.attempts import Attempts
 from components.trainer.rounds import answer_key
 from components.trainer.runner import Runner, stopped
-from components.trainer.task import Report, Result, Task, Watched
+from components.trainer.task import Activated, Report, Result, Task, Watched
 from fedgrass.edge.resource_policy import Pause, ResourcePolicy, UnavailableError
 from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
 from fedgrass.protocol.message import as_reason
@@ -40,8 +40,9 @@ class Settings:
         announcement: Announcement | None = None,
         command: Command | None = None,
         watched: Watched | None = None,
+        activated: Activated | None = None,
     ) -> Task:
-        """Make a task for the child; with none of the last three, it counts the examples.
+        """Make a task for the child; with none of the last four, it counts the examples.
 
         Parameters
         ----------
@@ -57,6 +58,8 @@ class Settings:
             The command to do.
         watched
             What to compare live data with.
+        activated
+            The model to fine-tune a copy of.
 
         Returns
         -------
@@ -75,6 +78,7 @@ class Settings:
             announcement=announcement,
             command=command,
             watched=watched,
+            activated=activated,
         )
 
 

@@ -62,6 +62,8 @@ class Runner:
         self._guard = guard
         self._log = log
         self._busy = threading.Lock()
+        # Who waits for their turn, one entry each: a list's own operations need no lock.
+        self._waiting: list[str] = []
 
     def run(
         self,
@@ -73,6 +75,7 @@ class Runner:
         name: str = "",
         what: str,
         finished: Callable[[], None] = lambda: None,
+        gives_way: bool = False,
     ) -> Result:
         """Do a task to its end; ``stopped`` once cancelled, after the batch at hand or some seconds.
 
@@ -86,11 +89,11 @@ class Runner:
             The work's name there, and in words: ``in training``.
         finished
             Called last, before other work may begin.
+        gives_way
+            Whether to stop as soon as other work waits for its turn, or the device is held.
         """
-        # With a time-out, so that work that waits for its turn can be cancelled.
-        while not self._busy.acquire(timeout=_LOOK_SECONDS):
-            if cancelled.is_set():
-                return stopped()
+        if not self._has_turn(what, cancelled):
+            return stopped()
         not_begun = 0
         try:
             while True:
@@ -99,7 +102,7 @@ class Runner:
                     reason = as_reason(attempts.given_up(what))
                     return Result(status="declined", reason=reason, given_up=True)
                 try:
-                    return stopped() if cancelled.is_set() else self._once(task, cancelled, told)
+                    return stopped() if cancelled.is_set() else self._once(task, cancelled, told, gives_way)
                 except DiedError as error:
                     self._log.log_event("child_died", during=what, reason=str(error))
                     if not error.began and not_begun < _MOST_NOT_BEGUN:
@@ -118,7 +121,19 @@ class Runner:
             finished()
             self._busy.release()
 
-    def _once(self, task: Task, cancelled: threading.Event, told: Callable[[Report], None]) -> Result:
+    def _has_turn(self, what: str, cancelled: threading.Event) -> bool:
+        """Wait for the turn; returns whether it came before the work was cancelled."""
+        self._waiting.append(what)
+        try:
+            # With a time-out, so that work that waits for its turn can be cancelled.
+            while not self._busy.acquire(timeout=_LOOK_SECONDS):
+                if cancelled.is_set():
+                    return False
+            return True
+        finally:
+            self._waiting.remove(what)
+
+    def _once(self, task: Task, cancelled: threading.Event, told: Callable[[Report], None], gives_way: bool) -> Result:
         try:
             child = self._start()
         except OSError as error:  # no process, or no memory for one
@@ -129,7 +144,7 @@ class Runner:
             while (some := child.read(_LOOK_SECONDS)) != b"":
                 if some is not None:
                     heard.take_in(some)
-                orders.give(self._order(stop=cancelled.is_set()))
+                orders.give(self._order(stop=cancelled.is_set(), gives_way=gives_way))
             cause = child.died_of()
         except MessageError as error:
             raise DiedError(f"with what is not a report ({error})") from error
@@ -141,8 +156,11 @@ class Runner:
             return heard.result or stopped()
         raise DiedError(cause or "without a result", began=heard.any or cause.startswith("by signal"))
 
-    def _order(self, *, stop: bool) -> Order:
+    def _order(self, *, stop: bool, gives_way: bool) -> Order:
         hold = self._guard.hold()
+        # Not held but stopped: what nobody waits for gives its memory back, and goes on from its checkpoint.
+        if gives_way and (hold is not None or self._waiting):
+            return Order(stop=True)
         return Order(hold=hold.reason if hold is not None else "", slow=self._guard.is_slow(), stop=stop)
 
 

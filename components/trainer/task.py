@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
+from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings, TrainerSettings
 from fedgrass.errors import MessageError, first_problem
 from fedgrass.protocol.drift import Drift
 from fedgrass.protocol.message import Count, Metrics, Reason
@@ -16,11 +16,13 @@ from fedgrass.protocol.names import Sha256, Version
 from fedgrass.protocol.profile import ProfileReference
 
 if TYPE_CHECKING:
+    from fedgrass.bundle import Bundle
     from fedgrass.floors import Floors
 
 UPDATE, CHECKPOINT, RESIDUAL = "update.safetensors", "checkpoint.safetensors", "residual.safetensors"
 HELPER, KEYS = "helper", "keys"
 CONTROL = "control.safetensors"
+FINE_TUNING = "fine-tuning.safetensors"
 
 L = TypeVar("L", bound="Line")
 
@@ -50,8 +52,33 @@ class Watched(Line):
     bucket: str
 
 
+class Activated(Line):
+    """The active model that this device is to fine-tune a copy of, and by what it chooses between the two."""
+
+    version: Version
+    sha256: Sha256
+    deployer: ModelDeployerSettings = Field(default_factory=ModelDeployerSettings)
+
+    @classmethod
+    def of(cls, model: Bundle, deployer: ModelDeployerSettings | None = None) -> Activated:
+        """Name a model."""
+        manifest = model.manifest
+        return cls(
+            version=manifest.version, sha256=manifest.parameters_sha256, deployer=deployer or ModelDeployerSettings()
+        )
+
+    @property
+    def mark(self) -> str:
+        """What tells this model from any other: a fleet that is made anew begins with the same versions."""
+        return f"{self.version} {self.sha256}"
+
+    def is_still(self, active: Bundle | None) -> bool:
+        """Whether it is the active model."""
+        return active is not None and Activated.of(active).mark == self.mark
+
+
 class Task(Line):
-    """What the child is to do: the round that is announced, the command, to compare live data, or else to count the examples.
+    """What the child is to do: the round that is announced, the command, to compare live data, to fine-tune, or else to count.
 
     ``patience`` is what is left of the seconds for which the work may wait for the device. ``tries_engine``: before it counts, it
     opens the model as a round would. ``train_seconds``: after so many from now the training ends with what it has; None: never.
@@ -68,6 +95,7 @@ class Task(Line):
     announcement: Announcement | None = None
     command: Command | None = None
     watched: Watched | None = None
+    activated: Activated | None = None
 
     @property
     def floors(self) -> Floors:

@@ -19,6 +19,7 @@ from components.trainer.consent import Consent
 from components.trainer.counting import AGAIN_AFTER_TROUBLE_SECONDS, Counting
 from components.trainer.deferral import Deferral
 from components.trainer.drift_watch import DriftWatch
+from components.trainer.fine_tuning import FineTuning
 from components.trainer.job import Job, Settings
 from components.trainer.known import known_model
 from components.trainer.losses import LOSSES, KeptLosses
@@ -114,6 +115,7 @@ class Trainer:
         )
         self._commands = self._command_handler()
         self._drift = self._drift_watch(clock)
+        self._fine_tuning = self._fine_tuner(clock)
 
     def _command_handler(self) -> TrainerCommands:
         commands = Commands(
@@ -151,6 +153,19 @@ class Trainer:
             clock=clock,
         )
 
+    def _fine_tuner(self, clock: Callable[[], float]) -> FineTuning:
+        return FineTuning(
+            self._device,
+            self._runner,
+            self._guard,
+            self._log,
+            settings=lambda: self._now,
+            objection=lambda: self._consent.against_figures(self._rounds.newest),
+            busy=lambda: self._job is not None,
+            ended=self._count_examples,
+            clock=clock,
+        )
+
     def start(self) -> None:
         """Take up what a former process left, and listen."""
         # First of all: what follows must not work on a round that was answered.
@@ -166,7 +181,7 @@ class Trainer:
         # SDK callbacks come on other threads; everything that they cause is done on the loop.
         post, fleet = self._loop.post, self._settings.runtime.fleet
         self._ipc.on_cloud(round_topic(fleet), lambda payload: post(lambda: self.announced(payload)))
-        self._ipc.on_local(MODEL_ACTIVE_TOPIC, lambda _payload: post(self._count_examples))
+        self._ipc.on_local(MODEL_ACTIVE_TOPIC, lambda _payload: post(self._model_is_active))
         self._ipc.on_cloud(
             device_topic(fleet, self._device.thing, "command"),
             lambda payload: post(lambda: self._commands.received(payload)),
@@ -180,10 +195,12 @@ class Trainer:
         self._status.publish()
         self._loop.every(lambda: self._settings.own.status_seconds, self._status.publish)
         self._drift.start()
+        self._fine_tuning.start()
 
     def stop(self) -> None:
         """Stop training after the batch at hand, with all that was done on disk; a batch that takes too long is lost."""
         self._stopping.set()
+        self._fine_tuning.stop()
         if self._job is not None:
             self._job.cancel()
         self._outbox.stop()
@@ -192,6 +209,7 @@ class Trainer:
         if self._job is not None:
             self._job.join(_STOP_SECONDS)
         self._commands.join(_STOP_SECONDS)
+        self._fine_tuning.join(_STOP_SECONDS)
 
     def announced(self, payload: bytes) -> None:
         """Take in what the round topic says; nothing in it means that no round is open."""
@@ -217,6 +235,10 @@ class Trainer:
     def _is_behind(self) -> bool:
         """Whether the job at hand is for a round that is over, and goes on because its update counts in a later one."""
         return self._job is not None and self._job.announcement == self._rounds.behind
+
+    def _model_is_active(self) -> None:
+        self._count_examples()
+        self._fine_tuning.look()
 
     def application_said(self, payload: bytes) -> None:
         """Take in whether the application is busy."""
@@ -402,6 +424,9 @@ class Trainer:
     def _count_examples(self) -> None:
         """Learn how many examples there are, and whether the engine opens, once there is a model; on a thread: it may be slow."""
         if self._job is not None or (model := known_model(self._store, self._now.work)) is None:
+            return
+        # Each count would have it begin anew; where nothing is known yet, it is first.
+        if self._fine_tuning.works and self._status.examples:
             return
         settings, counting = self._now, self._counting
         if not counting.is_due(settings.runtime, model, problem=bool(self._data_problem)):

@@ -105,7 +105,7 @@ def _result(place: Workspace) -> Result:
 
 
 def _done(place: Workspace) -> Result:
-    from components.trainer import command_work, drift_work, round_work
+    from components.trainer import command_work, drift_work, fine_tuning_work, round_work
     from components.trainer.known import known_model
 
     task = place.task
@@ -113,6 +113,8 @@ def _done(place: Workspace) -> Result:
         return round_work.work_on(task.announcement, place)
     if task.command is not None:
         return command_work.do(task.command, place)
+    if task.activated is not None:
+        return fine_tuning_work.fine_tune(task.activated, place)
     model = known_model(place.store, task.work)
     if model is None:
         return Result(status="done")

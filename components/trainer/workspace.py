@@ -180,7 +180,9 @@ class Workspace:
         engine = open_engine(runtime.engine, bundle, threads=runtime.threads, builder=self._builder(bundle))
         task, asked = self.task, self.task.announcement
         about = (asked.round, asked.fit.config) if asked is not None else (0, {})
-        return join(engine, Node(task.thing, {**runtime.node_config, "thing": task.thing}, self.file("flower"), *about))
+        # What a Flower app keeps from round to round would change its updates if it came from elsewhere.
+        state = self.file("flower") if task.activated is None else None
+        return join(engine, Node(task.thing, {**runtime.node_config, "thing": task.thing}, state, *about))
 
     def try_engine(self, bundle: Bundle) -> None:
         """Open a model as a round would; raises what that raises, and what `FlowerEngine.check` does."""

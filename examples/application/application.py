@@ -63,7 +63,7 @@ class Application:
         """Take over the active model, if it is another than the one at work."""
         from ai_edge_litert.interpreter import Interpreter
 
-        active = self._store.active()
+        active = self._store.applied()
         if active is None or (self._model is not None and active.manifest == self._model.manifest):
             return
         if len(self._confidences) == LOOKED_AT:

@@ -17,6 +17,7 @@ from fedgrass.cli.rounds import merge
 from fedgrass.errors import ConfigurationError
 from fedgrass.files import write_atomically
 from fedgrass.protocol import tables
+from fedgrass.protocol.gain import Gain
 from fedgrass.protocol.instances import shared_names
 from fedgrass.protocol.members import FleetMember, fleet_members
 from fedgrass.protocol.refusals import Refusals, refusals
@@ -35,7 +36,13 @@ def list_devices(fleet: FleetOption = DEFAULT_FLEET, as_json: JsonOption = False
     if as_json:
         render.print_json(_facts(member, refused.get(member.thing), silos, shared) for member in members)
         return
-    render.console().print(render.fleet_table(members, refused, now_ms=time.time() * 1000, silos=silos, shared=shared))
+    console = render.console()
+    console.print(render.fleet_table(members, refused, now_ms=time.time() * 1000, silos=silos, shared=shared))
+    # Only where devices have any; those that tell no figures are not among them.
+    if gain := Gain.of_admissions(
+        member.model.metrics for member in members if member.model and may_count(member.thing, silos)
+    ):
+        console.print(f"own models: {gain.said}", highlight=False, soft_wrap=True)
 
 
 def _facts(

@@ -33,7 +33,14 @@ from fedgrass.files import sha256_of
 from fedgrass.logs import Log
 from fedgrass.protocol.device_messages import AdmissionNotice
 from fedgrass.protocol.message import as_reason
-from fedgrass.protocol.names import GLOBAL_MODEL, MODEL_ADMISSION_TOPIC, MODEL_DEPLOYER, RUNTIME, is_version
+from fedgrass.protocol.names import (
+    GLOBAL_MODEL,
+    MODEL_ADMISSION_TOPIC,
+    MODEL_DEPLOYER,
+    RUNTIME,
+    is_version,
+    version_order,
+)
 
 if TYPE_CHECKING:
     from fedgrass.edge.ipc import Ipc
@@ -107,6 +114,8 @@ def admit(
             log.log_event("model_rolled_back_before", version=version)
             return None
         active = store.active()
+        if active is not None and version_order(version) < version_order(active.manifest.version):
+            store.device.forget_tuned()
         # What the device keeps for itself is part of the model that would be judged, so its digest is part of the
         # question.
         question = _question(candidate, active, runtime, deployer) + _digest(store.device.own)
@@ -133,7 +142,7 @@ def admit(
                 judgement = judged(case)
             if not judgement.admitted:
                 return store.refuse(version, judgement.reason, question, judgement.metrics)
-            store.activate(candidate, judgement.chosen, scores=_scores(candidate, judgement, deployer))
+            store.activate(candidate, judgement.chosen, scores=scores_of(candidate, judgement, deployer))
         # Whatever is wrong with this model, the device keeps the one it has.
         except FedgrassError as error:
             return store.refuse(version, str(error), question)
@@ -141,8 +150,18 @@ def admit(
         return store.record(version, "active", reason=judgement.reason, metrics=judgement.metrics)
 
 
-def _scores(candidate: Bundle, judgement: Judgement, deployer: ModelDeployerSettings) -> dict[str, bytes]:
-    """Return ``score.json`` of an anomaly detector, by kind of model; nothing of another."""
+def scores_of(candidate: Bundle, judgement: Judgement, deployer: ModelDeployerSettings) -> dict[str, bytes]:
+    """Return ``score.json`` of an anomaly detector, by kind of model; nothing of another.
+
+    Parameters
+    ----------
+    candidate
+        The fleet's model.
+    judgement
+        Which model was chosen, and the thresholds that were measured.
+    deployer
+        The owner's settings.
+    """
     quantile = candidate.manifest.anomaly_quantile
     if quantile is None:
         return {}

@@ -63,7 +63,13 @@ def choose(
             judged[kind], thresholds[kind] = found, found.get("error_threshold")
     values = {kind: found[figure] for kind, found in judged.items()}
     best = best_of(values, figure, {kind: found["loss"] for kind, found in judged.items() if "loss" in found})
-    metrics = {f"{kind}_{figure}": value for kind, value in values.items() if kind != FLEET}
+    # Beside the figure that decides: by the loss equals are told apart, and the fleet's summary goes by the accuracy.
+    metrics = {
+        f"{kind}_{name}": found[name]
+        for kind, found in judged.items()
+        for name in dict.fromkeys((figure, "accuracy", "loss"))
+        if kind != FLEET and name in found
+    }
     if best == FLEET:
         return Choice(metrics=metrics)
     reason = f"the application loads this device's own ({best}): {figure} {values[best]:.4g}, the fleet's has {values[FLEET]:.4g}"

@@ -100,6 +100,11 @@ class DeviceModels:
         own = self._own_parameters(bundle)
         return self._written(bundle, own, f"{_OWN}{sha256_of(self.own)[:16]}") if own else bundle.folder
 
+    def forget_tuned(self) -> None:
+        """Delete what training made of a model that was taken back: its faults would come back with it."""
+        # Named here as well, since `fedgrass.personal_models` needs NumPy.
+        (self.personal / "tuned.safetensors").unlink(missing_ok=True)
+
     @staticmethod
     def clean(model: Path, *, keep: Path) -> None:
         """Delete what was made in a model's folder, finished or not, but one."""

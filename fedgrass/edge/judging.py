@@ -47,7 +47,7 @@ class Case(BaseModel):
 
 
 class Judgement(BaseModel):
-    """Whether a model is let in, why, and what was measured; ``chosen`` is which the application is to load.
+    """Whether a model is let in, why, and what was measured; ``chosen`` is which the application is to load, and ``why_chosen``.
 
     ``thresholds`` are anomaly detectors' on this device's examples, of the fleet's model and of the chosen one.
     """
@@ -56,6 +56,7 @@ class Judgement(BaseModel):
 
     admitted: bool
     chosen: str = "fleet"
+    why_chosen: str = ""
     thresholds: Metrics = {}
     reason: str = ""
     metrics: Metrics = {}
@@ -136,7 +137,12 @@ def judge_here(case: Case, log: Log) -> Judgement:
     found = {choice.kind: choice.error_threshold, FLEET: verdict.metrics.get("error_threshold")}
     thresholds = _finite({kind: value for kind, value in found.items() if value is not None})
     return Judgement(
-        admitted=True, chosen=choice.kind, thresholds=thresholds, reason=as_reason(reason), metrics=metrics
+        admitted=True,
+        chosen=choice.kind,
+        why_chosen=choice.reason,
+        thresholds=thresholds,
+        reason=as_reason(reason),
+        metrics=metrics,
     )
 
 

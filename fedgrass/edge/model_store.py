@@ -201,6 +201,7 @@ class ModelStore:
         # Before the link moves: an earlier model may have been damaged since it was active.
         found[0].verify()
         self.activate(found[0])
+        self.device.forget_tuned()
         # There was nothing to take back: a device whose link was lost gets its model again.
         if active is None:
             return self.record(found[0].manifest.version, "active", reason=reason)

@@ -196,6 +196,16 @@ class TrainerSettings(GuardSettings):
         max_length=1024,
         description="Where they are, read as the data are; labels may be missing. Empty: the newest of the data",
     )
+    fine_tune_epochs: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="Epochs that this device trains a copy of its own of each version that becomes active, between rounds, once; "
+        "its application then loads whichever is better here. 0: never",
+    )
+    fine_tune_learning_rate: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = Field(
+        default=None, description="For that; null: the model's own, by its optimizer"
+    )
     helper: bool = Field(
         default=False, description="Sum the masks of other devices, for secure aggregation: this device is a helper"
     )

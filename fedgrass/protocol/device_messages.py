@@ -86,7 +86,11 @@ class Heartbeat(Message):
 
 
 class ActiveModel(Message):
-    """Said on the device on ``fedgrass/model/active``: the model to use now, by its stable path."""
+    """Said on the device on ``fedgrass/model/active``: the model to use now, by its stable path.
+
+    ``version`` is the fleet's, ``parameters_sha256`` is of what lies there: a model of the device's own may take the place of the
+    fleet's within a version.
+    """
 
     version: Version
     path: Annotated[str, Field(max_length=1024)]

@@ -16,6 +16,12 @@ from fedgrass.protocol.metrics import falls, impossible
 
 _MODELS = {"fleet": "base", "tuned": "validation", "ditto": "personal"}
 """What the figures of each model begin with in an update's metrics."""
+ADMITTED = {
+    f"{told}{figure}": f"{_MODELS[model]}_{figure}"
+    for model, told in {"fleet": "", "tuned": "tuned_", "ditto": "ditto_"}.items()
+    for figure in ("accuracy", "loss")
+}
+"""How a device names the same figures where it tells which model its application loads, and how an update does."""
 _TENTH = 10
 
 
@@ -106,6 +112,23 @@ class Gain(_Part):
             best=ByDevice.of(used, falling=falling),
             gain=ByDevice.of(gains, falling=False),
         )
+
+    @classmethod
+    def of_admissions(cls, told: Iterable[Mapping[str, float]]) -> Gain | None:
+        """Make it of what devices told of the model that they run, at its admission or since; None if no device told both.
+
+        Parameters
+        ----------
+        told
+            The metrics of each device's last notice of a model.
+
+        Examples
+        --------
+        >>> found = Gain.of_admissions([{"accuracy": 0.5, "tuned_accuracy": 0.75, "tuned_loss": 0.5}, {"accuracy": 1.0}])
+        >>> found.devices, found.better, found.gain.median
+        (1, {'tuned': 1}, 0.25)
+        """
+        return cls.of({ADMITTED[name]: one[name] for name in ADMITTED if name in one} for one in told)
 
 
 def by_model(metrics: Mapping[str, float], figure: str) -> dict[str, float]:

@@ -14,6 +14,7 @@ from fedgrass.cloud.console.round_page import live_panel
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol import tables
 from fedgrass.protocol.fleet_state import DriftRecord
+from fedgrass.protocol.gain import Gain
 from fedgrass.protocol.instances import shared_names
 from fedgrass.protocol.members import FleetMember, members_named
 from fedgrass.protocol.participations import participations_at
@@ -104,6 +105,7 @@ def pages(context: Context) -> Blueprint:
             now_ms=now_ms,
             panel=live_panel(context, fleet_state),
             drift=Drifting.of(context),
+            gain=Gain.of_admissions(brief.own for brief in look.devices if brief.own),
         )
 
     @blueprint.get("/devices/<thing>")

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from fedgrass.protocol.gain import ADMITTED
 from fedgrass.protocol.items import Table
 from fedgrass.protocol.records import ALIVE_INTERVALS, MODEL_SUFFIX
 
@@ -25,13 +26,17 @@ _SHARE = 20  # at most a twentieth of the time goes into reading
 
 
 class DeviceSummary(NamedTuple):
-    """A device's summary; ``received_at`` is in epoch milliseconds, 0 if no heartbeat ever came."""
+    """A device's summary; ``received_at`` is in epoch milliseconds, 0 if no heartbeat ever came.
+
+    ``own`` are the figures of the fleet's model and of its own ones, where it told any of its own.
+    """
 
     thing: str
     received_at: int
     interval_seconds: float
     able: bool
     version: str
+    own: Mapping[str, float] | None = None
 
     def alive(self, now_ms: float) -> bool:
         """Whether its last heartbeat is younger than three of its intervals."""
@@ -146,7 +151,10 @@ class FleetIndex:
             "KeyConditionExpression": "fleet = :fleet",
             "ExpressionAttributeValues": {":fleet": self._fleet},
             # DynamoDB charges for whole items, but less travels and is parsed.
-            "ProjectionExpression": "thing, received_at, interval_seconds, able, model_version, active_version, expires",
+            "ProjectionExpression": "thing, received_at, interval_seconds, able, model_version, active_version, #metrics, "
+            "expires",
+            # A word of DynamoDB's own.
+            "ExpressionAttributeNames": {"#metrics": "metrics"},
         }
         table = self._devices()
         now = self._clock()
@@ -167,4 +175,12 @@ def _summary(item: Mapping[str, Any]) -> DeviceSummary:
         interval_seconds=float(item["interval_seconds"]) if heard else 0.0,
         able=bool(item.get("able", True)),
         version=str(item.get("model_version") or item.get("active_version") or ""),
+        own=_own(item.get("metrics") or {}),
     )
+
+
+def _own(metrics: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return figures of a model's notice if some are of the device's own model: most devices of most fleets have none."""
+    if not any(name.startswith(("tuned_", "ditto_")) for name in metrics):
+        return None
+    return {name: float(metrics[name]) for name in ADMITTED if name in metrics}

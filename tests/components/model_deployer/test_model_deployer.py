@@ -16,6 +16,7 @@ from fedgrass.edge.ipc import EXIT_RELAUNCH
 from fedgrass.edge.loop import Loop
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.logs import Log
+from fedgrass.personal_models import TUNED, PersonalModels
 from fedgrass.protocol.device_messages import ActiveModel, ApplicationStatus
 from fedgrass.protocol.messages import Command, ModelNotice, Reply
 from fedgrass.protocol.names import (
@@ -122,6 +123,26 @@ def test_an_admission_is_told_as_soon_as_its_notice_comes(place: Place) -> None:
     place.ipc.publish_local(MODEL_ADMISSION_TOPIC, b"anything")
     place.until(lambda: len(place.notices) == 1, "told")
     assert [active.version for active in place.announced] == ["1.0.0"]
+
+
+def test_a_model_of_the_devices_own_within_a_version_is_announced_by_another_digest(place: Place) -> None:
+    place.admit("1.0.0")
+    place.start()
+    active = place.store.active()
+    assert active is not None
+    kept = PersonalModels(place.store.device.personal, active.manifest, "since").kept(TUNED)
+    kept.path.parent.mkdir()
+    kept.keep({}, digits.trained())
+    with place.store.lock():
+        place.store.activate(active, TUNED)
+    place.now += 31
+    place.until(lambda: len(place.announced) == 2, "told")
+    applied = place.store.applied()
+    assert applied is not None
+    fleets, own = place.announced
+    assert (fleets.version, fleets.path) == (own.version, own.path)
+    assert fleets.parameters_sha256 == active.manifest.parameters_sha256
+    assert own.parameters_sha256 == applied.manifest.parameters_sha256 != fleets.parameters_sha256
 
 
 def test_a_lost_notice_costs_time_and_nothing_else(place: Place) -> None:

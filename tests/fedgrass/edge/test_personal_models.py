@@ -254,6 +254,19 @@ def test_where_the_own_one_is_loaded_the_fleets_are_compared_with_each_other(who
     assert same(whole.loads(), weak), "a roll-back asks for the fleet's"
 
 
+def test_what_was_made_of_a_version_that_the_fleet_takes_back_goes_with_it(whole: Whole) -> None:
+    weak = scaled(digits.trained(), 0.0)
+    first = whole.version(1, weak)
+    whole.admit(first)
+    whole.admit(whole.version(2, weak))
+    whole.has(TUNED, digits.trained())
+    admission = whole.admit(first)
+    assert admission is not None
+    assert (admission.version, admission.outcome) == ("1.1.0", "active")
+    assert same(whole.loads(), weak)
+    assert not PersonalModels(whole.store.device.personal, whole.base.manifest).read()
+
+
 @pytest.mark.parametrize("spoilt", [b"", b"spoilt", b"\xff" * 64])
 def test_a_model_of_ones_own_that_is_damaged_or_foreign_costs_nothing(whole: Whole, spoilt: bytes) -> None:
     whole.has(TUNED, digits.trained())

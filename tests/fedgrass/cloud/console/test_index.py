@@ -69,6 +69,15 @@ def test_a_devices_two_items_are_one_device_even_across_pages() -> None:
     ]
 
 
+def test_figures_of_devices_own_models_are_kept_of_those_that_told_some() -> None:
+    told = {"accuracy": 0.5, "loss": 1, "tuned_accuracy": 0.75, "latency_ms": 3}
+    look = index_of(Table([word("a", metrics=told), heartbeat("a"), word("b", metrics={"loss": 1}), word("c")])).look(
+        60
+    )
+    kept = {"accuracy": 0.5, "loss": 1.0, "tuned_accuracy": 0.75}
+    assert [brief.own for brief in look.devices] == [kept, None, None]
+
+
 def test_what_expired_is_left_out() -> None:
     table = Table([heartbeat("a"), word("b", expires=int(NOW) - 1)])
     assert [brief.thing for brief in index_of(table).look(60).devices] == ["a"]

@@ -10,9 +10,10 @@ from fedgrass.protocol import tables
 from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.drift import Drift
 from fedgrass.protocol.fleet_state import DriftRecord
-from fedgrass.protocol.records import to_attribute
+from fedgrass.protocol.records import DeviceModel, to_attribute
 from fedgrass.protocol.settings import FleetSettings
 from tests.fedgrass.cloud.console.conftest import NOW, Browser, Fleet, typed, visible
+from tests.fixtures.waiting import eventually
 
 
 def test_settings_are_saved_as_typed(fleet: Fleet, browser: Browser) -> None:
@@ -120,3 +121,13 @@ def test_drift_is_shown_where_it_is_watched(fleet: Fleet, browser: Browser) -> N
     page = visible(browser.get("/devices/press"))
     assert "Drift from the profile of round 4" in page
     assert "of 500 examples" in page
+
+
+def test_what_models_of_their_own_bring_the_devices_is_shown_on_their_page(fleet: Fleet, browser: Browser) -> None:
+    metrics = {"accuracy": 0.5, "loss": 1.0, "tuned_accuracy": 0.75, "tuned_loss": 0.5}
+    said = DeviceModel(
+        fleet="mill", thing="press#model", version="1.1.0", outcome="active", metrics=metrics, received_at=1
+    )
+    fleet.account.devices_table.put_item(Item=said.to_item())
+    shown = "Models of their own: better on 1 of 1 devices; accuracy by device: median 0.5 → 0.75"
+    eventually(lambda: shown in visible(browser.get("/")), "the device was read")

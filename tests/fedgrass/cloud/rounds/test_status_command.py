@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedgrass.cli import cli
+from fedgrass.cloud.rounds.record_model import record_model
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.protocol.records import round_key
 from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet
@@ -72,3 +73,16 @@ def test_the_fleet_says_that_a_trainer_is_gone(account: Fleet) -> None:
         ("c", False),
     ]
     assert [line["alive"] for line in lines] == [True, True, True]
+
+
+def test_the_fleet_says_what_models_of_their_own_bring_by_the_devices_last_words(account: Fleet) -> None:
+    collecting(account)
+    assert "own models" not in run("fleet", "list")
+    for thing, fleets, own in (("a", 0.5, 0.75), ("b", 0.625, 0.5)):
+        metrics = {"accuracy": fleets, "loss": 1.0, "tuned_accuracy": own, "tuned_loss": 0.5}
+        record_model(account.services, account.model(thing, version="1.0.0", metrics=metrics, reason="fine-tuned: …"))
+    record_model(account.services, account.model("c", version="1.0.0", metrics={"accuracy": 1.0}))
+    said = run("fleet", "list")
+    # By hand: of a its own, of b the fleet's.
+    assert "own models: better on 1 of 2 devices; accuracy by device: median 0.5625 → 0.6875" in said
+    assert "gain: median 0.125, least tenth 0" in said
