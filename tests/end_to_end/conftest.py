@@ -18,7 +18,7 @@ from rich.console import Console
 
 from fedgrass.local.demo.run import Demo, DemoOptions
 from fedgrass.protocol import tables
-from fedgrass.protocol.members import fleet_members
+from fedgrass.protocol.members import FleetMember, fleet_members
 from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import Participation, RoundRecord
 from tests.faults.fleet import FaultyFleet
@@ -72,6 +72,17 @@ class Operator:
         described = self.wait(self.start(**overrides))
         assert described["status"] == "SUCCEEDED", f"{described.get('error')}: {described.get('cause')}"
         return tables.load_round(self.demo.rounds_table, self.fleet.fleet, number)
+
+    @property
+    def disturbed(self) -> FaultyFleet:
+        """The same fleet, whose processes and links can be disturbed."""
+        assert isinstance(self.fleet, FaultyFleet)
+        return self.fleet
+
+    def member(self, thing: str) -> FleetMember:
+        """What the cloud knows of a device."""
+        members = fleet_members(self.demo.devices_table, self.fleet.fleet)
+        return next(member for member in members if member.thing == thing)
 
     def parts(self, record: RoundRecord) -> list[Participation]:
         """Every device's part in a round."""
