@@ -169,7 +169,7 @@ def scores_of(candidate: Bundle, judgement: Judgement, deployer: ModelDeployerSe
 
     # The fleet's is of the fleet's model: what a device made of it for itself has other scores.
     came = Score.read(candidate.folder)
-    fleets = {FLEET: came.threshold if came is not None else None}
+    fleets = {FLEET: came.of_fleet if came is not None else None}
     owners = deployer.anomaly_threshold
     found = {
         kind: Score.of(quantile, judgement.thresholds.get(kind), owners, fleets.get(kind))

@@ -86,6 +86,11 @@ class Score(BaseModel):
         except ValidationError as error:
             raise DataError(f"{path}: {first_problem(error)}; install the model again") from error
 
+    @property
+    def of_fleet(self) -> float | None:
+        """The fleet's threshold: of what comes with a version, and of what an earlier admission made of it."""
+        return self.threshold if self.origin == "fleet" else self.fleet
+
     def of_examples(self, x: Array, output: Array) -> Array:
         """Return the scores [n] of inputs [n, …] and what the model gives for them [n, …]."""
         return np.asarray(np.square(np.asarray(output, np.float64) - x).reshape(len(x), -1).mean(axis=1))

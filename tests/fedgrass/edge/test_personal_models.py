@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fedgrass.bundle import INFERENCE, PARAMETERS, Bundle, Parameters
 from fedgrass.edge.admissions import Admission
-from fedgrass.edge.admit import admit
+from fedgrass.edge.admit import admit, scores_of
+from fedgrass.edge.device_models import FLEET
 from fedgrass.edge.judging import Case, Judgement, judge_here
 from fedgrass.edge.model_store import ModelStore
+from fedgrass.edge.score import Score
 from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.inference import Application, write_bundle
 from fedgrass.logs import Log
 from fedgrass.personal import Own
 from fedgrass.personal_models import DITTO, TUNED, PersonalModels
+from fedgrass.protocol.fleet_score import fleet_score
 from tests.fedgrass.edge import digits
 from tests.fedgrass.partly_local import partly_local
+from tests.fixtures.doubles import double
 
 LOG = Log("test")
 
@@ -252,6 +257,21 @@ def test_where_the_own_one_is_loaded_the_fleets_are_compared_with_each_other(who
     with whole.store.lock():
         whole.store.roll_back("a test")
     assert same(whole.loads(), weak), "a roll-back asks for the fleet's"
+
+
+def test_thresholds_made_again_of_an_admitted_detector_keep_the_fleets(tmp_path: Path) -> None:
+    (tmp_path / "score.json").write_bytes(fleet_score(0.99, {"error_threshold": 0.25}) or b"")
+    detector = double(SimpleNamespace(folder=tmp_path, manifest=SimpleNamespace(anomaly_quantile=0.99)))
+    for owners in (None, "fleet", 0.125):
+        for own in (0.5, 0.75):  # the second time of what the first has left
+            judged = Judgement(admitted=True, chosen=TUNED, thresholds={FLEET: own, TUNED: own / 2})
+            made = scores_of(detector, judged, ModelDeployerSettings(anomaly_threshold=owners))
+            (tmp_path / "score.json").write_bytes(made[FLEET])
+            found = {kind: Score.model_validate_json(content) for kind, content in made.items()}
+            assert found[FLEET].fleet == 0.25
+            assert found[FLEET].threshold == (own if owners is None else 0.25 if owners == "fleet" else owners)
+            assert found[TUNED].fleet is None
+            assert found[TUNED].threshold == (owners if isinstance(owners, float) else own / 2)
 
 
 def test_what_was_made_of_a_version_that_the_fleet_takes_back_goes_with_it(whole: Whole) -> None:
