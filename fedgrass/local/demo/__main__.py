@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -19,6 +19,7 @@ from fedgrass.errors import FedgrassError
 from fedgrass.local.demo import report
 from fedgrass.local.demo.run import Demo, DemoOptions
 from fedgrass.local.locks import sole_user
+from fedgrass.local.processes import spawn, stop
 
 _STATE = Path(os.environ.get("FEDGRASS_STATE", ".fedgrass")).resolve()
 _BEFORE_SETUP = "FEDGRASS_SETUP_STARTED"
@@ -61,7 +62,7 @@ def main(
         # Before the folder is emptied: it may be another demo's that runs.
         with sole_user(_STATE / "demo.lock", "the demo"), contextlib.ExitStack() as stack:
             folder = _STATE / "demo"
-            shutil.rmtree(folder, ignore_errors=True)
+            stack.enter_context(emptied(folder))
             demo = stack.enter_context(
                 Demo(DemoOptions(devices, rounds, seed, mqtt, secure), folder, cache=_STATE / "wheels", console=console)
             )
@@ -79,6 +80,22 @@ def main(
     except KeyboardInterrupt:
         console.print("Stopped; nothing was left running.")
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def emptied(folder: Path) -> Iterator[None]:
+    """Set aside what an earlier run left in a folder, and have a process delete it: devices' packages are 20,000 files.
+
+    What an interrupt leaves of it, the next run deletes.
+    """
+    if folder.exists():
+        folder.rename(folder.with_name(f"{folder.name}.old.{os.getpid()}.{time.time_ns()}"))
+    old = [str(one) for one in folder.parent.glob(f"{folder.name}.old.*")]
+    process = spawn(["rm", "-rf", *old])
+    try:
+        yield
+    finally:
+        stop(process)
 
 
 def _be_interruptible() -> None:
