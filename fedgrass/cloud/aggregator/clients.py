@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import boto3
 from botocore.config import Config
 
 from fedgrass.buckets import owned_by
@@ -13,6 +12,7 @@ from fedgrass.cloud.aggregator.config import JobSettings
 from fedgrass.cloud.aggregator.registry import Registry
 from fedgrass.cloud.aggregator.release import FleetClients
 from fedgrass.cloud.aggregator.s3 import Bucket
+from fedgrass.cloud.session import known_session
 
 # Sixteen updates are opened at once by each of a few readers: botocore's default of ten connections would make them
 # queue.
@@ -25,7 +25,7 @@ def connect(place: JobSettings) -> tuple[FleetClients, Any]:
     Credentials and endpoint are those of the environment; the region is the thing group's.
     """
     account = Account.of(place.thing_group_arn)
-    session = boto3.Session(region_name=account.region)
+    session = known_session(account.region)
     # Every request names the bucket's owner: a bucket of that name may be somebody else's after the fleet was
     # destroyed.
     s3 = owned_by(session.client("s3", config=_CONFIG), account.account)

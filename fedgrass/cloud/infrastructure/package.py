@@ -18,6 +18,7 @@ _FUNCTIONS = (
     "fedgrass/cloud/__init__.py",
     "fedgrass/cloud/ending/*.py",
     "fedgrass/cloud/rounds/*.py",
+    "fedgrass/cloud/session.py",
     "fedgrass/__init__.py",
     "fedgrass/buckets.py",
     "fedgrass/errors.py",

@@ -8,11 +8,11 @@ from datetime import datetime, timezone
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
-import boto3
 from botocore.config import Config
 
 from fedgrass.buckets import owned_by
 from fedgrass.cloud.ending.place import Place
+from fedgrass.cloud.session import known_session
 from fedgrass.errors import ConfigurationError
 from fedgrass.logs import configure
 from fedgrass.protocol.tables import Table
@@ -152,7 +152,7 @@ _CONFIG = Config(retries={"mode": "standard", "max_attempts": 6}, connect_timeou
 @cache
 def own_services() -> Services:
     """Return the services of this function's own environment, once per process."""
-    return Services(boto3.Session(), os.environ)
+    return Services(known_session(), os.environ)
 
 
 def connect(*names: str) -> None:
