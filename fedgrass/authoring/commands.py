@@ -143,9 +143,10 @@ _EXPORT_KEYS = (
 def _load(path: Path) -> tuple[object, dict[str, Any]]:
     """Return the Keras model in ``path``, or ``path`` if it is a SavedModel's, and the options that come with it."""
     from fedgrass.authoring.quiet import quiet
+    from fedgrass.authoring.unused import without_unused
 
     try:
-        with quiet():
+        with quiet(), without_unused():
             import tensorflow  # noqa: F401 - so that its messages end here
     except ImportError as error:
         raise ConfigurationError(

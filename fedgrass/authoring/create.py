@@ -106,25 +106,28 @@ def create(
     loader: images to 0..1, sounds to -1..1, texts to the numbers of their words. Tables and series are scaled by what the fleet's
     data are like: `fedgrass model adapt`. An anomaly detector's y is its x; a forecaster's is horizon × outputs.
     """
-    bundle = create_bundle(
-        task,
-        _shape(input_shape),
-        output,
-        classes=_class_names(classes),
-        outputs=outputs,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        name=name or task,
-        seed=seed,
-        backbone=backbone,
-        weights=weights,
-        train_backbone=train_backbone,
-        sample_rate=sample_rate,
-        vocabulary=_words(vocabulary),
-        horizon=horizon,
-        quantile=quantile,
-        tell=typer.echo,
-    )
+    from fedgrass.authoring.unused import without_unused
+
+    with without_unused():
+        bundle = create_bundle(
+            task,
+            _shape(input_shape),
+            output,
+            classes=_class_names(classes),
+            outputs=outputs,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            name=name or task,
+            seed=seed,
+            backbone=backbone,
+            weights=weights,
+            train_backbone=train_backbone,
+            sample_rate=sample_rate,
+            vocabulary=_words(vocabulary),
+            horizon=horizon,
+            quantile=quantile,
+            tell=typer.echo,
+        )
     manifest = bundle.manifest
     typer.echo(f"{bundle.folder}: {manifest.name}, {manifest.parameter_count:,} parameters, loss {manifest.loss}")
     typer.echo(f"next: fedgrass model inspect {output}; fedgrass model publish {output}")
