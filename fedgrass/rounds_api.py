@@ -16,7 +16,7 @@ from fedgrass.protocol.fleet_state import FleetState
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.run_pieces import first_round, run_rounds
 from fedgrass.protocol.run_settings import Run
-from fedgrass.protocol.runs import run_after, why_over
+from fedgrass.protocol.runs import run_after, run_without, why_over
 from fedgrass.protocol.settings import FleetSettings, laid_over
 
 _MAX_CAUSE = 256
@@ -212,7 +212,7 @@ def resume_run(
 def run_so_far(record: RoundRecord) -> Run:
     """Return what a run has come to, given its newest round; one that is open, was cancelled or has failed does not count."""
     whole = record.outcome not in {None, "cancelled", "failed"}
-    return run_after(record) if whole else record.run or Run(first=record.round, started_at=record.opened_at)
+    return run_after(record) if whole else run_without(record)
 
 
 def resumed_settings(account: Account, record: RoundRecord) -> FleetSettings:

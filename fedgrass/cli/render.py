@@ -148,6 +148,8 @@ def round_panel(record: RoundRecord) -> Panel:
     if record.joined:
         facts.add_row("joined", f"{record.joined} uploaded that were silent or unable at the opening")
     _add_figures(facts, record)
+    if record.costs:
+        facts.add_row("cost", record.costs)
     return Panel(facts, title=f"Round {record.round} of {record.fleet}", title_align="left", expand=False)
 
 

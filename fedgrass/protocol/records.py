@@ -128,6 +128,15 @@ class Question(Record):
     deadline: AwareDatetime
 
 
+class JobRun(Record):
+    """A Processing job that was started, on so many machines."""
+
+    name: str
+    machine: str
+    machines: int = Field(ge=1)
+    began_at: AwareDatetime
+
+
 class RoundRecord(Record):
     """A round. Counters are of devices of the roster; tokens belong to the execution and are of no use to anyone else.
 
@@ -210,6 +219,13 @@ class RoundRecord(Record):
 
     canaries: CanaryTrial | None = None
 
+    base_bytes: int = Field(default=0, ge=0, description="Of the base, if devices download it for the round")
+    model_bytes: int = Field(default=0, ge=0, description="Of the round's model, as devices download it")
+    jobs: tuple[JobRun, ...] = ()
+    dollars: Finite | None = Field(
+        default=None, description="What it cost by list prices, when it was closed: an estimate, not AWS's bill"
+    )
+
     job: str | None = None
     collect_token: str | None = None
     job_token: str | None = None
@@ -242,6 +258,15 @@ class RoundRecord(Record):
             return ""
         most = "at most " if self.settings.may_end_early else ""
         return f"{self.run.standing.done + 1} of {most}{self.settings.rounds} since round {self.run.first}"
+
+    @property
+    def costs(self) -> str:
+        """What it cost by list prices, in words; empty while it is open."""
+        if self.dollars is None:
+            return ""
+        so_far = self.dollars + (self.run.standing.cost.dollars if self.run else 0)
+        of_run = f", {so_far:.3g} with the rounds of its run before" if so_far > self.dollars else ""
+        return f"about {self.dollars:.3g} dollars by list prices{of_run}; not AWS's bill"
 
     @property
     def adopted(self) -> bool:

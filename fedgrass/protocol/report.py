@@ -203,6 +203,7 @@ class RoundReport(_Part):
         default=None,
         description="What models of their own bring the devices, as they say; of a round that asked for such",
     )
+    model_bytes: int = Field(default=0, ge=0, description="Of the model's files together, as a device downloads them")
     local_parameters: int = Field(
         default=0,
         ge=0,

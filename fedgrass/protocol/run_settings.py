@@ -113,10 +113,17 @@ class Until(_Settings):
         description="So long after the first round opened, no other opens; 0: never",
     )
 
+    dollars: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="No round opens that would make the run cost more, by an estimate from list prices (prices); 0: never",
+    )
+
     @property
     def ends(self) -> bool:
         """Whether anything ends a run early."""
-        return self.target is not None or self.patience > 0 or self.hours > 0
+        return self.target is not None or self.patience > 0 or self.hours > 0 or self.dollars > 0
 
 
 class Figures(Protocol):
@@ -178,6 +185,27 @@ def why_over(until: Until, metric: str, values: Sequence[float | None], hours: f
     return standing.why_over(until, hours)
 
 
+class Cost(_Settings):
+    """What a run's rounds cost by list prices: so far, and one more like the last at most."""
+
+    dollars: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    following: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    unpriced: str = Field(default="", max_length=40, description="A machine of its jobs that has no price")
+
+    def why_over(self, until: Until) -> str:
+        """Say why no other round is to open; empty if one may."""
+        if until.dollars == 0:
+            return ""
+        if self.unpriced:
+            return f"prices.machines has no price for {self.unpriced}, so nobody knows what rounds cost (until.dollars)"
+        if self.dollars + self.following <= until.dollars:
+            return ""
+        return (
+            f"some {self.dollars:.3g} dollars are spent by list prices, and one more round of {self.following:.3g} would pass "
+            f"{until.dollars:g} (until.dollars)"
+        )
+
+
 class Standing(_Settings):
     """What a run's rounds so far have come to: all that says whether it is over."""
 
@@ -188,8 +216,9 @@ class Standing(_Settings):
         default=None, allow_inf_nan=False, description="Of the model that the next round starts from"
     )
     since: int = Field(default=0, ge=0, description="Rounds in a row that made it no better than the best")
+    cost: Cost = Field(default_factory=Cost)
 
-    def after(self, metric: str, value: float | None, min_gain: float) -> Standing:
+    def after(self, metric: str, value: float | None, min_gain: float, cost: Cost | None = None) -> Standing:
         """Return what it is with one more round.
 
         Parameters
@@ -200,6 +229,8 @@ class Standing(_Settings):
             The round's; None if it made no model that the next starts from.
         min_gain
             As `Until` has it.
+        cost
+            What all rounds cost, with this one; None if that is not counted.
         """
         # Of another figure than before, nothing is known.
         best, last = (self.best, self.last) if metric == self.metric else (None, None)
@@ -210,6 +241,7 @@ class Standing(_Settings):
             best=value if gains else best,
             last=last if value is None else value,
             since=0 if gains else self.since + 1,
+            cost=cost or self.cost,
         )
 
     def why_over(self, until: Until, hours: float) -> str:
@@ -222,7 +254,7 @@ class Standing(_Settings):
             return f"{than} in the last {self.since} rounds (until.patience)"
         if 0 < until.hours <= hours:
             return f"{hours:.3g} hours have passed, of {until.hours:g} (until.hours)"
-        return ""
+        return self.cost.why_over(until)
 
 
 class Run(_Settings):

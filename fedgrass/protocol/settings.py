@@ -17,6 +17,7 @@ from fedgrass.protocol.drift_settings import DriftSettings
 from fedgrass.protocol.messages import FitTask, UpdateTask
 from fedgrass.protocol.partial_settings import require_whole_figures
 from fedgrass.protocol.personal_settings import PersonalSettings
+from fedgrass.protocol.prices import Prices
 from fedgrass.protocol.privacy_settings import Privacy as Privacy
 from fedgrass.protocol.release_settings import Gate, Inference, Rollout
 from fedgrass.protocol.run_settings import Schedule, Until
@@ -111,6 +112,7 @@ class FleetSettings(_Settings):
         description="Release only in rounds whose number is a multiple of it; others' models are just the next round's base",
     )
     until: Until = Field(default_factory=Until)
+    prices: Prices = Field(default_factory=Prices)
     schedule: Schedule = Field(default_factory=Schedule)
     fit: Fit = Field(default_factory=Fit)
     update: Update = Field(default_factory=Update)
@@ -142,6 +144,13 @@ class FleetSettings(_Settings):
     def _schedule_has_a_start(self) -> FleetSettings:
         if self.schedule.learning_rate.kind != "constant" and self.fit.learning_rate is None:
             raise ValueError("schedule.learning_rate: set fit.learning_rate, the value that it begins with")
+        return self
+
+    @model_validator(mode="after")
+    def _job_has_a_price(self) -> FleetSettings:
+        machine = self.aggregation.instance_type
+        if self.until.dollars and machine and self.prices.of_machine(machine) is None:
+            raise ValueError(f"until.dollars: prices.machines has no price for {machine} (aggregation.instance_type)")
         return self
 
     @model_validator(mode="after")

@@ -188,6 +188,8 @@ class Simulation(BaseModel):
     def _require_countable(self) -> None:
         """Raise `ValueError` for a budget that no rounds, or not those of one account, could be held against."""
         privacy = self.fleet.privacy
+        if self.fleet.until.dollars:
+            raise ValueError("until.dollars: a simulation has no account to pay; set it to 0")
         if privacy.epsilon_budget > 0 and privacy.mode == "none":
             raise ValueError(
                 "privacy.epsilon_budget: rounds without noise have no finite ε; set privacy.mode, or the budget to 0"

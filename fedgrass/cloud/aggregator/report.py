@@ -109,6 +109,7 @@ class ReportBuilder:
             evaluated_by_devices=self.evaluated_by_devices,
             reported=reported((one.num_examples, one.metrics) for one in result.updates) if result else {},
             personal=Gain.of(one.metrics for one in result.updates) if result else None,
+            model_bytes=sum(file.bytes for file in self.model.manifest.files.values()) if self.model else 0,
             local_parameters=sum(p.size for p in self.model.manifest.local_parameters) if self.model else 0,
             best=self.best,
             hold=self.hold if outcome == "held" else None,

@@ -89,6 +89,9 @@ class RunView:
         if hours := settings.until.hours:
             says = f"{self.hours:.3g} of {hours:g} since its first round opened"
             found.append(Progress("Hours", self.hours, hours, says))
+        if dollars := settings.until.dollars:
+            says = f"about {standing.cost.dollars:.3g} of {dollars:g} by list prices; not AWS's bill"
+            found.append(Progress("Dollars", standing.cost.dollars, dollars, says))
         return found
 
     @property

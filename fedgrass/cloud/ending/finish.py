@@ -226,6 +226,7 @@ def _keep_figures(place: Place, record: RoundRecord, report: RoundReport) -> Non
         "reported": report.reported or None,
         "personal": report.personal.model_dump(mode="json") if report.personal else None,
         "hold": report.hold,
+        "model_bytes": report.model_bytes or None,
         "privacy": privacy,
         "profile": profile,
         "took": taken_by(report),

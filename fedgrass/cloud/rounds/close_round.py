@@ -69,6 +69,7 @@ def close_round(services: Services, request: CloseRequest) -> dict[str, Any]:
     if ended:
         log_event("run_ended", fleet=record.fleet, round=record.round, reason=ended)
     more = left and not ended
+    run = run_after(record)  # with what the round cost, which is known only now
     goes_on = more and len(results) >= services.rounds_of_an_execution
     following = go_on(services, record.execution, request.overrides, run) if goes_on else ""
     return {"results": results, "more": more and not goes_on, "ended": ended, "next": following}

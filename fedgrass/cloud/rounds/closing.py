@@ -15,6 +15,7 @@ from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.services import Services
 from fedgrass.errors import FedgrassError
 from fedgrass.logs import log_event
+from fedgrass.protocol.costs import estimated
 from fedgrass.protocol.fleet_state import STATE_KEY
 from fedgrass.protocol.records import RoundOutcome, RoundRecord
 from fedgrass.protocol.tables import load_round
@@ -54,6 +55,7 @@ def close(
         # Before the phase changes: a closed round is not looked at again, so what it owes is done first.
         record, undone = _finished(services, record, whatever_happens=whatever_happens)
         words = [reason or record.reason, undone]
+        now = services.now()
         closed = change_round(
             services.rounds,
             services.fleet,
@@ -61,7 +63,8 @@ def close(
             put={
                 "phase": "closed",
                 "reason": "; ".join(word for word in words if word),
-                "closed_at": services.now().isoformat(),
+                "closed_at": now.isoformat(),
+                "dollars": estimated(record, now),
                 "ended": ended,
             },
             # Nobody answers for a closed round any more.

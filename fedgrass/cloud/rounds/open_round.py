@@ -20,6 +20,7 @@ from fedgrass.errors import RoundRefusedError
 from fedgrass.logs import log_event
 from fedgrass.protocol.budget import beyond_budget, tree_of_next
 from fedgrass.protocol.cohort import is_asked
+from fedgrass.protocol.costs import why_beyond
 from fedgrass.protocol.fleet_state import STATE_KEY, FleetState, OpenRound
 from fedgrass.protocol.losses import load_losses
 from fedgrass.protocol.members import FleetMember, fleet_members
@@ -176,7 +177,10 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings, run
         privacy=ledger if ledger.spends else None,
         bounds=bounds,
         watch=_profile(state) if settings.drift.action != "off" else None,
+        base_bytes=before.model_bytes if before and _is_new(state, before) else 0,
     )
+    if beyond := why_beyond(record):
+        raise RoundRefusedError(f"fleet {fleet!r}: {beyond}")
     # Before the lock: a device may answer the moment the round is announced, and its answer is counted by the roster.
     # One that no round comes to use expires.
     write_roster(
@@ -194,6 +198,16 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings, run
             else f"fleet {fleet!r}: its state changed while a round opened; start again"
         )
     return record
+
+
+def _is_new(state: FleetState, before: RoundRecord) -> bool:
+    """Whether devices download the model for the round: it is the last round's, and no deployment brought it."""
+    released, model = state.released, state.model
+    return (
+        model is not None
+        and model.version == before.version
+        and (released is None or released.version != model.version)
+    )
 
 
 def _losses(services: Services, settings: FleetSettings, state: FleetState) -> dict[str, float]:

@@ -18,7 +18,7 @@ from fedgrass.errors import OutOfMemoryError, RecordError
 from fedgrass.logs import log_event
 from fedgrass.protocol.at_hand import updates_at_hand
 from fedgrass.protocol.names import job_prefix
-from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.records import JobRun, RoundRecord
 
 if TYPE_CHECKING:
     from mypy_boto3_sagemaker.literals import ProcessingInstanceTypeType
@@ -77,10 +77,16 @@ def start_aggregation(services: Services, request: TokenRequest) -> None:
     if request.larger:
         machine = _larger(record, machine)
     name = job_name(record, larger=request.larger)
+    instances = _instances(services, record)
+    begun = record.jobs
+    # Of several attempts the first began the job.
+    if all(job.name != name for job in begun):
+        begun = (*begun, JobRun(name=name, machine=machine, machines=instances, began_at=services.now()))
     # Written first: the job may end before this function does.
-    record = change_round(services.rounds, fleet, record.round, put={"job": name})
+    jobs = [job.model_dump(mode="json") for job in begun]
+    record = change_round(services.rounds, fleet, record.round, put={"job": name, "jobs": jobs})
     if record is not None:
-        _start(services, record, name, machine)
+        _start(services, record, name, machine, instances)
 
 
 def _larger(record: RoundRecord, machine: str) -> str:
@@ -113,14 +119,17 @@ def job_name(record: RoundRecord, *, larger: bool = False) -> str:
     return f"{job_prefix(record.fleet)}{shown or 'fleet'}-{record.round:06d}-{digest}"
 
 
-def _start(services: Services, record: RoundRecord, name: str, machine: str) -> None:
-    wanted = record.settings.aggregation
-    image = services.setting("FEDGRASS_IMAGE")
-    # A variable of the environment is a string; settings come first.
-    instances = wanted.instance_count or int(services.setting("FEDGRASS_INSTANCE_COUNT"))
+def _instances(services: Services, record: RoundRecord) -> int:
     # Strategies that need every update on one instance would leave the others idle, and paid for.
     if record.settings.strategy.uses_one_instance or record.settings.task == "statistics":
-        instances = 1
+        return 1
+    # A variable of the environment is a string; settings come first.
+    return record.settings.aggregation.instance_count or int(services.setting("FEDGRASS_INSTANCE_COUNT"))
+
+
+def _start(services: Services, record: RoundRecord, name: str, machine: str, instances: int) -> None:
+    wanted = record.settings.aggregation
+    image = services.setting("FEDGRASS_IMAGE")
     try:
         services.sagemaker.create_processing_job(
             ProcessingJobName=name,

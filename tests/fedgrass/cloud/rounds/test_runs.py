@@ -28,7 +28,7 @@ from fedgrass.protocol.report import Evaluation
 from fedgrass.protocol.runs import run_after
 from fedgrass.protocol.tables import load_state
 from fedgrass.protocol.writes import BusyError
-from fedgrass.rounds_api import cancel_round, resume_run
+from fedgrass.rounds_api import cancel_round, resume_run, run_so_far
 from tests.fedgrass.cloud.rounds.harness import EXECUTION, FLEET, Fleet
 from tests.fixtures.doubles import double
 
@@ -273,3 +273,48 @@ def test_a_budget_is_that_of_the_next_round_s_settings(fleet: Fleet) -> None:
     assert first["ended"]
     raised = close.model_copy(update={"overrides": {"rounds": 3, "privacy": {**privacy, **larger}}})
     assert close_round(fleet.services, raised) == first
+
+
+def test_a_run_ends_before_the_round_that_would_pass_its_dollars_whatever_its_executions(fleet: Fleet) -> None:
+    each = 25 * 0.025 / 1000  # transitions; and three devices, each with an update of 1,000 bytes and a roll-out
+    for _ in "abc":
+        each += 0.005 / 1000 + 0.0004 / 1000 + 1000 / 1e9 * 0.023 + 0.003
+        each += 2 * (1.3 / 1e6 + 0.2 / 1e6 + 0.05 * 0.0000133334 + 4 * 0.625 / 1e6 + 6 * 0.125 / 1e6)
+    given: dict[str, Any] = {"rounds": 9, "until": {"dollars": 2.5 * each}}
+    account, _ = account_of(fleet, **given)
+    executions, ended = run(limited(fleet, 1), [0.5, 0.6, 0.7], **given)
+    first, second = fleet.round(1), fleet.round(2)
+    assert (load_state(fleet.rounds, FLEET).last, len(executions)) == (2, 2)
+    assert first.dollars == pytest.approx(each)
+    assert second.run is not None
+    assert second.run.standing.cost.dollars == pytest.approx(each)
+    assert "by list prices, and one more round of " in ended
+    assert [(job.machine, job.machines) for job in first.jobs] == [("ml.m5.large", 1)]
+    assert (
+        second.costs
+        == f"about {each:.3g} dollars by list prices, {2 * each:.3g} with the rounds of its run before; not AWS's bill"
+    )
+    with pytest.raises(RoundRefusedError, match=r"is over: some .* \(until\.dollars\); change that with --set"):
+        resume_run(account, {})
+    started = resume_run(account, {"until": {"dollars": 3.5 * each}})
+    _, ended = run(
+        limited(fleet, 9),
+        [0.8, 0.9],
+        started.execution,
+        **fleet.step_functions.started[started.execution.rsplit(":", 1)[-1]],
+    )
+    assert (load_state(fleet.rounds, FLEET).last, bool(ended)) == (3, True)
+    fleet.heartbeats("a", "b", "c")
+    # A round that is cancelled counts as none, but what it cost is spent.
+    fleet.step_functions.statuses[OTHER] = "RUNNING"
+    fleet.heartbeats("a", "b", "c")
+    record = fleet.open(OTHER, rounds=2, until={"dollars": 9})
+    for thing in "ab":
+        record_update(fleet.services, fleet.update(thing, record.round))
+    cancel_round(account, "enough")
+    cancelled = fleet.round(record.round)
+    assert cancelled.dollars
+    assert (run_so_far(cancelled).standing.done, run_so_far(cancelled).standing.cost.dollars) == (0, cancelled.dollars)
+    with pytest.raises(RoundRefusedError, match="a round of 3 devices costs more than"):
+        fleet.open(EXECUTION + "-new", until={"dollars": 0.001})
+    assert fleet.open_round is None

@@ -28,7 +28,7 @@ from fedgrass.protocol.names import device_topic, parameters_key, round_topic, u
 from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.tables import load_round, load_state, set_current_model
-from fedgrass.rounds_api import cancel_round, resume_run
+from fedgrass.rounds_api import cancel_round, resume_run, run_so_far
 from tests.fixtures.mqtt import MqttClient
 from tests.fixtures.waiting import PATIENCE, eventually, longer_and_longer
 
@@ -308,7 +308,9 @@ def test_a_round_cancelled_while_it_collects_is_withdrawn(stack: Stack) -> None:
     started = resume_run(account, {})
     again = stack.announced()
     resumed = stack.round(again.round)
-    assert (resumed.execution, resumed.run) == (started.execution, record.run), "the cancelled round counts as none"
+    assert (resumed.execution, resumed.run) == (started.execution, run_so_far(record))
+    assert resumed.run is not None
+    assert resumed.run.standing.done == 0, "the cancelled round counts as none, but for what it cost"
     assert resumed.settings == record.settings
     assert cancel_round(account, "that will do") == again.round
     eventually(stack.is_free)
