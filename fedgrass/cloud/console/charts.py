@@ -10,6 +10,9 @@ WIDTH, HEIGHT = 480, 220
 # Pixels; the left margin has room for the longest number on the axis.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 12, 12, 30
 
+# Of a float's digits, so many are left to tell an axis' ticks apart; below the least, powers of ten lose theirs.
+_ALIKE, _LEAST = 1e-9, 1e-290
+
 
 @dataclass(frozen=True)
 class Tick:
@@ -103,8 +106,10 @@ def line(
 
 def _scale(low: float, high: float) -> tuple[float, float, float]:
     """Return a step of 1, 2 or 5 times a power of ten, and the multiples of it around the values."""
-    # All values alike: a span of zero has no logarithm.
-    low = low if low < high else high - (abs(high) / 10 or 1.0)
+    size = max(abs(low), abs(high))
+    # All values alike, but for their last digits: steps of such a span would vanish beside the values.
+    if high - low <= max(_ALIKE * size, _LEAST):
+        low = high - max(size / 10, _LEAST if size > _LEAST else 1.0)
     span = high - low
     # Some four steps to an axis.
     rough = span / 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedgrass.cloud.console import charts
@@ -13,6 +13,10 @@ VALUES = st.one_of(st.none(), st.floats(-1e6, 1e6), st.just(math.nan), st.just(m
 
 
 @given(st.integers(1, 900_000), st.lists(VALUES, min_size=2, max_size=60))
+@example(1, [0.0, 5e-324])
+@example(1, [1e6, math.nextafter(1e6, 0)])
+@example(1, [1e-291, 2e-290])
+@example(1, [1.0, 1.0 + 2e-9])
 def test_every_point_and_mark_is_inside_the_frame(first: int, values: list[float | None]) -> None:
     chart = charts.line("Loss", list(enumerate(values, first)))
     known = [value for value in values if value is not None and math.isfinite(value)]
