@@ -18,7 +18,7 @@ from fedgrass.protocol.records import RoundRecord
 from tests.end_to_end.conftest import Operator
 from tests.fixtures.waiting import eventually
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.xdist_group("fleet")]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("fleet")]
 
 STREAM = {
     "mode": "asynchronous",
