@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedgrass.protocol.fleet_state import FleetState
 from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.privacy import PrivacyLedger, Tree
+from fedgrass.protocol.privacy_settings import Privacy
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.settings import FleetSettings
 
@@ -74,16 +75,32 @@ def beyond_budget(ledger: PrivacyLedger, settings: FleetSettings, tree: Tree | N
     # An evaluation sends figures and no update: the ledger counts updates. Without noise there is no ε to hold against a budget.
     if privacy.epsilon_budget <= 0 or privacy.mode == "none" or settings.task == "evaluate":
         return ""
-    budget = f"of {privacy.epsilon_budget:g} (privacy.epsilon_budget)"
     projected = ledger.projected(privacy, settings.sampled_fraction, tree)
     if projected is not None:
-        more = f"with one more round ε would be {projected:.4g} at δ = {privacy.delta:g}, {budget}"
-        return more if projected > privacy.epsilon_budget else ""
+        return one_more_beyond(projected, privacy)
     # What has been judged is spent already, and no round takes anything of it back.
-    known = ledger.epsilon is not None and ledger.delta == privacy.delta
-    if known and ledger.epsilon is not None and ledger.epsilon > privacy.epsilon_budget:
-        return f"ε is {ledger.epsilon:.4g} at δ = {privacy.delta:g} already, {budget}"
+    if ledger.epsilon is not None and ledger.delta == privacy.delta and ledger.epsilon > privacy.epsilon_budget:
+        return f"ε is {ledger.epsilon:.4g} at δ = {privacy.delta:g} already, {_budget(privacy)}"
     return ""
+
+
+def one_more_beyond(epsilon: float, privacy: Privacy) -> str:
+    """Say that one more round would pass the budget; empty if it fits.
+
+    Parameters
+    ----------
+    epsilon
+        With that round.
+    privacy
+        The round's settings.
+    """
+    if epsilon <= privacy.epsilon_budget:
+        return ""
+    return f"with one more round ε would be {epsilon:.4g} at δ = {privacy.delta:g}, {_budget(privacy)}"
+
+
+def _budget(privacy: Privacy) -> str:
+    return f"of {privacy.epsilon_budget:g} (privacy.epsilon_budget)"
 
 
 def beyond_budget_next(settings: FleetSettings, state: FleetState, before: RoundRecord | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedgrass.cloud.aggregator.privacy import epsilon
-from fedgrass.protocol.budget import beyond_budget
+from fedgrass.protocol.budget import beyond_budget, one_more_beyond
 from fedgrass.protocol.privacy import PrivacyLedger, Tree
 from fedgrass.simulation.records import SimulatedRound
 from fedgrass.simulation.settings import Simulation
@@ -78,10 +78,4 @@ class Spent:
         privacy = self._fleet.privacy
         if all(spend.fraction == 1 for spend in after.spends):
             return ""
-        found = epsilon(after.spends, privacy.delta)
-        if found <= privacy.epsilon_budget:
-            return ""
-        return (
-            f"with one more round ε would be {found:.4g} at δ = {privacy.delta:g}, of {privacy.epsilon_budget:g} "
-            "(privacy.epsilon_budget)"
-        )
+        return one_more_beyond(epsilon(after.spends, privacy.delta), privacy)
