@@ -9,13 +9,16 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import boto3
 
 from fedgrass.errors import ConfigurationError
 from fedgrass.local.aws.account import Keys, client, client_environment
 from fedgrass.local.processes import spawn, stop, wait_until
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _READY_FILE = "endpoint.json"
 
@@ -93,22 +96,23 @@ class Starting:
         stop(self._process)
 
 
-def start(
-    state: Path,
-    *,
-    mqtt: str | None = None,
-    processing_command: str | None = None,
-    busy: float = 0.0,
-    lag: float = 0.0,
-    account: str = "",
-    accounts: Path | None = None,
-    timeout: float = 300.0,
-) -> LocalAwsProcess:
+class Options(TypedDict, total=False):
+    """What `begin` takes beside the folder."""
+
+    mqtt: str | None
+    processing_command: str | None
+    busy: float
+    lag: float
+    account: str
+    accounts: Path | None
+
+
+def start(state: Path, *, timeout: float = 300.0, **options: Unpack[Options]) -> LocalAwsProcess:
     """Start the local AWS and wait until all of it is up.
 
     Parameters
     ----------
-    state, mqtt, processing_command, busy, lag, account, accounts
+    state, options
         As of `begin`.
     timeout
         Seconds to wait.
@@ -118,16 +122,7 @@ def start(
     ConfigurationError
         If it ends or is not ready in time; the message holds what it last wrote.
     """
-    starting = begin(
-        state,
-        mqtt=mqtt,
-        processing_command=processing_command,
-        busy=busy,
-        lag=lag,
-        account=account,
-        accounts=accounts,
-    )
-    return starting.ready(timeout)
+    return begin(state, **options).ready(timeout)
 
 
 def begin(
