@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from flask import Blueprint, abort, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
@@ -14,7 +15,7 @@ from fedgrass.cloud.console import charts, forms
 from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.notices import attempt, tell
 from fedgrass.cloud.console.paging import Page
-from fedgrass.cloud.console.starting import start_once
+from fedgrass.cloud.console.starting import start_by_form, start_once
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol import tables
 from fedgrass.protocol.at_hand import updates_at_hand
@@ -179,17 +180,13 @@ def _add_form(blueprint: Blueprint, context: Context) -> None:
     @blueprint.route("/new", methods=["GET", "POST"])
     def new() -> str | Response | tuple[str, int]:
         settings = tables.load_settings(account.rounds_table, account.fleet)
-        if request.method == "GET":
-            return render_template("new_round.html", form=forms.form_of(settings))
-        form, wanted = forms.read(request.form)
-        if wanted is None:
-            return render_template("new_round.html", form=form), 422
-        try:
-            overrides = forms.differences(settings, wanted)
-            return start_once(account, lambda name: start_rounds(account, overrides, name), "rounds.rounds")
-        except FedgrassError as error:
-            form.error = str(error)
-            return render_template("new_round.html", form=form), 409
+        return start_by_form(
+            account,
+            "new_round.html",
+            settings,
+            partial(start_rounds, account),
+            "rounds.rounds",
+        )
 
 
 def _add_actions(blueprint: Blueprint, context: Context) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
-from fedgrass.cloud.console import forms
 from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.notices import attempt
 from fedgrass.cloud.console.paging import Page
 from fedgrass.cloud.console.round_page import live_panel
 from fedgrass.cloud.console.runs import view_run
-from fedgrass.cloud.console.starting import start_once
-from fedgrass.errors import FedgrassError
+from fedgrass.cloud.console.starting import start_by_form
 from fedgrass.protocol import tables
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.run_pieces import first_round, run_rounds
@@ -65,17 +65,14 @@ def _add_start(blueprint: Blueprint, context: Context) -> None:
     @blueprint.route("/new", methods=["GET", "POST"])
     def new() -> str | Response | tuple[str, int]:
         settings = tables.load_settings(account.rounds_table, account.fleet)
-        if request.method == "GET":
-            return render_template("new_run.html", form=forms.form_of(settings, _SETTINGS))
-        form, wanted = forms.read(request.form, settings, _SETTINGS)
-        if wanted is None:
-            return render_template("new_run.html", form=form), 422
-        overrides = forms.differences(settings, wanted)
-        try:
-            return start_once(account, lambda name: start_rounds(account, overrides, name), "rounds.rounds")
-        except FedgrassError as error:
-            form.error = str(error)
-            return render_template("new_run.html", form=form), 409
+        return start_by_form(
+            account,
+            "new_run.html",
+            settings,
+            partial(start_rounds, account),
+            "rounds.rounds",
+            only=_SETTINGS,
+        )
 
 
 def _add_resume(blueprint: Blueprint, context: Context) -> None:
@@ -89,21 +86,15 @@ def _add_resume(blueprint: Blueprint, context: Context) -> None:
     @blueprint.route("/<int:number>/resume", methods=["GET", "POST"])
     def resume(number: int) -> str | Response | tuple[str, int]:
         last = last_of(number)
-        first = first_round(last)
-        settings = resumed_settings(account, last)
-        if request.method == "GET":
-            return render_template("resume_run.html", form=forms.form_of(settings, _SETTINGS), first=first)
-        form, wanted = forms.read(request.form, settings, _SETTINGS)
-        if wanted is None:
-            return render_template("resume_run.html", form=form, first=first), 422
-        overrides = forms.differences(settings, wanted)
-        try:
-            return start_once(
-                account, lambda name: resume_run(account, overrides, last.round, name), "runs.one", number=first
-            )
-        except FedgrassError as error:
-            form.error = str(error)
-            return render_template("resume_run.html", form=form, first=first), 409
+        return start_by_form(
+            account,
+            "resume_run.html",
+            resumed_settings(account, last),
+            lambda changed, name: resume_run(account, changed, last.round, name),
+            "runs.one",
+            only=_SETTINGS,
+            number=first_round(last),
+        )
 
 
 def _add_end(blueprint: Blueprint, context: Context) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from botocore.exceptions import ClientError
-from flask import redirect, request, url_for
+from flask import redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
 from fedgrass.account import Account
+from fedgrass.cloud.console import forms
 from fedgrass.cloud.console.notices import tell
+from fedgrass.errors import FedgrassError
+from fedgrass.protocol.settings import FleetSettings
 from fedgrass.rounds_api import Started, execution_named, status_of
 
 _ONCE = re.compile(r"^[0-9a-f]{32}$")
@@ -49,6 +52,46 @@ def start_once(account: Account, start: Callable[[str | None], Started], endpoin
             return _follow(started.execution.rsplit(":", 1)[-1], endpoint, values)
     tell("This form was sent before, and started what it says. To start another, load its page again.")
     return _follow(str(name), endpoint, values)
+
+
+def start_by_form(
+    account: Account,
+    template: str,
+    settings: FleetSettings,
+    start: Callable[[dict[str, Any], str | None], Started],
+    endpoint: str,
+    *,
+    only: Collection[str] = (),
+    **values: int,
+) -> str | Response | tuple[str, int]:
+    """Show a form of settings, and start what was sent with it; what is wrong with that stands in the form.
+
+    Parameters
+    ----------
+    account
+        The fleet's account.
+    template
+        The form's page; it has the ``form``.
+    settings
+        What holds if nothing is changed.
+    start
+        Called with what was changed, and with the execution's name.
+    endpoint, values
+        The page that follows, as of `start_once`; the form's page has the values too.
+    only
+        As of `forms.form_of`.
+    """
+    if request.method == "GET":
+        return render_template(template, form=forms.form_of(settings, only), **values)
+    form, wanted = forms.read(request.form, settings if only else None, only)
+    if wanted is None:
+        return render_template(template, form=form, **values), 422
+    changed = forms.differences(settings, wanted)
+    try:
+        return start_once(account, lambda name: start(changed, name), endpoint, **values)
+    except FedgrassError as error:
+        form.error = str(error)
+        return render_template(template, form=form, **values), 409
 
 
 def _follow(execution: str, endpoint: str, values: dict[str, Any]) -> Response:
