@@ -47,15 +47,13 @@ class DeviceModels:
         from fedgrass.personal import write_personal
         from fedgrass.personal_models import PersonalModels
 
-        folder, found = self._folder / f".personal.{os.getpid()}", {}
-        try:
+        found = {}
+        with self._scratch("personal") as folder:
             # What cannot be written says nothing against the fleet's model, which is judged by itself.
             with contextlib.suppress(BundleError):
                 for kind, parameters in PersonalModels(self.personal, candidate.manifest).read().items():
                     found[kind] = write_personal(candidate, parameters, folder / kind)
             yield found
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def as_applied(self, candidate: Bundle, *, name: str = "judged") -> Iterator[Bundle]:
@@ -81,12 +79,8 @@ class DeviceModels:
         from fedgrass.personal import write_personal
 
         candidate.verify()
-        # Named by the process, so that what a killed admission left is never mistaken for this one's.
-        folder = self._folder / f".{name}.{os.getpid()}"
-        try:
+        with self._scratch(name) as folder:
             yield write_personal(candidate, own, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def made(self, bundle: Bundle, chosen: str) -> Path:
         """Return the folder that the application is to load a stored model from; made if it is to have own parameters."""
@@ -113,6 +107,19 @@ class DeviceModels:
         }
         for earlier in made - {keep}:
             shutil.rmtree(earlier, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _scratch(self, name: str) -> Iterator[Path]:
+        """Yield a folder to write to, which is gone afterwards."""
+        # Whoever holds the lock is alone: all that is there was left by an admission that was killed, perhaps of a release that
+        # named its folder by its process.
+        for left in self._folder.glob(f".{name}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        folder = self._folder / f".{name}"
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _own_parameters(self, bundle: Bundle) -> Parameters:
         if not bundle.manifest.local_parameters:

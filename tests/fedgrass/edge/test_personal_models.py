@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,6 +47,12 @@ class Place:
         """A new version as the cloud makes it: other shared parameters, the local as they were at export."""
         values = {n: v if n in self.local else shared[n] for n, v in self.base.parameters().items()}
         return write_bundle(self.base, values, self.folder / f"v{number}", version=f"1.{number}.0")
+
+    def has(self, kind: str, values: Parameters, identity: str = "round") -> None:
+        """The trainer keeps a model of the device's own."""
+        kept = PersonalModels(self.store.device.personal, self.base.manifest, identity).kept(kind)
+        kept.path.parent.mkdir(parents=True, exist_ok=True)
+        kept.keep({}, values)
 
     def trains(self, values: Parameters, identity: str = "round") -> None:
         """The device's trainer keeps what it trained."""
@@ -199,12 +207,6 @@ class Whole(Place):
         super().__init__(folder)
         self.base, self.local = Bundle.open(digits.BUNDLE), set()
 
-    def has(self, kind: str, values: Parameters, identity: str = "round") -> None:
-        """The trainer keeps a model of the device's own."""
-        kept = PersonalModels(self.store.device.personal, self.base.manifest, identity).kept(kind)
-        kept.path.parent.mkdir(parents=True, exist_ok=True)
-        kept.keep({}, values)
-
 
 @pytest.fixture
 def whole(tmp_path: Path) -> Whole:
@@ -231,6 +233,27 @@ def test_the_application_loads_whichever_is_best_here(whole: Whole) -> None:
     whole.has(DITTO, digits.random(), "2")
     whole.admit(whole.version(2, digits.trained()))
     assert (whole.store.folder / "active").resolve().name == "1.2.0", "now the fleet's is the best"
+
+
+def test_what_a_killed_admission_left_of_the_devices_own_goes_with_the_next(place: Place) -> None:
+    place.admit(place.version(1, digits.trained()))
+    place.trains(digits.trained())
+    place.has(TUNED, digits.trained())
+    candidate = place.version(2, digits.trained())
+    (place.store.folder / ".judged.1234").mkdir()  # as an earlier release named them
+    if (pid := os.fork()) == 0:
+        with (
+            place.store.lock(),
+            place.store.device.as_applied(candidate),
+            place.store.device.personal_models(candidate),
+        ):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert {".judged", ".personal"} <= {path.name for path in place.store.folder.glob(".*")}
+    admission = place.admit(candidate)
+    assert admission is not None
+    assert admission.outcome == "active"
+    assert not list(place.store.folder.glob(".*"))
 
 
 def test_a_worse_version_is_refused_however_good_the_devices_own_is(whole: Whole) -> None:
