@@ -117,7 +117,7 @@ def rounds_table(records: Sequence[RoundRecord]) -> Table:
 def used_of(record: RoundRecord) -> str:
     """Return how many updates a round used: of so many devices, or in a stream with those of earlier rounds."""
     if record.settings.is_asynchronous:
-        return f"{record.participants}, {record.from_earlier} late"
+        return f"{record.participants}, {record.from_earlier} of earlier rounds"
     return f"{record.participants} of {record.taking_part}"
 
 
@@ -178,13 +178,15 @@ def figures_line(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
-def participants_table(participants: Sequence[Participation]) -> Table:
+def participants_table(participants: Sequence[Participation], record: RoundRecord) -> Table:
     """Return what each device did in a round."""
+    # Where an update may count in a later round, nothing is wrong with one that comes then.
+    late = Text(" (after its round)") if record.settings.is_asynchronous else Text(" (late)", style="yellow")
     table = _table("device", "update", "examples", "bytes", "trained", "model", "why")
     for entry in participants:
         status = outcome_text(entry.status)
         if entry.late:
-            status.append(" (late)", style="yellow")
+            status.append(late)
         elif entry.status and not entry.asked:
             status.append(" (not asked)", style="dim")
         table.add_row(

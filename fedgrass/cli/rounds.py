@@ -236,7 +236,7 @@ def status(
     else:
         record = tables.load_round(account.rounds_table, fleet, number)
         console.print(render.round_panel(record))
-        console.print(render.participants_table(list(participations(account.rounds_table, fleet, number))))
+        console.print(render.participants_table(list(participations(account.rounds_table, fleet, number)), record))
         if record.phase == "collecting":
             for one in waiting_for(account.rounds_table, account.devices_table, record):
                 console.print(render.waiting_line(one, time.time() * 1000), soft_wrap=True)

@@ -153,6 +153,21 @@ def asked_things(rounds: Table, record: RoundRecord) -> list[str]:
     return [str(thing) for item in items for thing in item.get("asked", ())]
 
 
+def pieces_of(record: RoundRecord) -> int:
+    """Return into how many pieces a round's roster is divided."""
+    return 1 + record.alive // PER_ITEM
+
+
+def asked_in_piece(rounds: Table, record: RoundRecord, piece: int) -> list[str]:
+    """Return the names of those that a round asked in one piece of its roster, from 0: some `PER_ITEM` of all at most."""
+    item = get_item(rounds, record.fleet, _piece_key(record, piece)) or {}
+    return [str(thing) for thing in item.get("asked", ())]
+
+
 def _key(record: RoundRecord, thing: str) -> str:
     digest = int.from_bytes(hashlib.sha256(thing.encode()).digest()[:8], "big")
-    return f"roster#{record.round:06d}#{record.cohort.salt}#{digest % (1 + record.alive // PER_ITEM):05d}"
+    return _piece_key(record, digest % pieces_of(record))
+
+
+def _piece_key(record: RoundRecord, piece: int) -> str:
+    return f"roster#{record.round:06d}#{record.cohort.salt}#{piece:05d}"

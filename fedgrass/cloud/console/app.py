@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 
 from fedgrass.account import Account
 from fedgrass.cli import render
-from fedgrass.cloud.console import fleet_page, model_page, round_page, run_page, settings_page
+from fedgrass.cloud.console import fleet_page, model_page, rounds_page, run_page, settings_page, streams
 from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.security import Access, protect
 from fedgrass.cloud.console.starting import once
@@ -45,12 +45,14 @@ def create_app(account: Account, access: Access, *, clock: Callable[[], float] =
         "span": _span,
         "number": lambda value: _NOTHING if value is None else f"{value:,}",
         "metric": label,
+        "of_earlier": streams.of_earlier,
+        "late_word": streams.late_word,
         "figure": lambda value: _NOTHING if value is None else f"{value:.4g}",
     }
     app.context_processor(lambda: {"fleet": account.fleet, "notices": session.pop("notices", []), "once": once})
     protect(app, access)
     app.extensions["context"] = context = Context(account, clock)
-    for page in (fleet_page, round_page, run_page, model_page, settings_page):
+    for page in (fleet_page, rounds_page, run_page, model_page, settings_page):
         app.register_blueprint(page.pages(context))
     app.register_error_handler(FedgrassError, _refused)
     app.register_error_handler(ClientError, _denied)

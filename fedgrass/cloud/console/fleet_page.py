@@ -10,7 +10,8 @@ from flask import Blueprint, abort, render_template, request
 from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.index import STATES, DeviceSnapshot, State
 from fedgrass.cloud.console.paging import Page
-from fedgrass.cloud.console.round_page import live_panel
+from fedgrass.cloud.console.panel import live_panel
+from fedgrass.cloud.console.streams import takes_late, turns
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol import tables
 from fedgrass.protocol.fleet_state import DriftRecord
@@ -18,7 +19,7 @@ from fedgrass.protocol.gain import Gain
 from fedgrass.protocol.instances import shared_names
 from fedgrass.protocol.members import FleetMember, members_named
 from fedgrass.protocol.participations import participations_at
-from fedgrass.protocol.records import Participation
+from fedgrass.protocol.records import Participation, RoundRecord
 
 _PER_PAGE = 25
 _LAST_ROUNDS = 25
@@ -100,6 +101,7 @@ def pages(context: Context) -> Blueprint:
             members=shown,
             shared=shared_names(context.account.rounds_table, fleet),
             parts=_parts(context, fleet_state.last, shown),
+            last_round=next(iter(_records(context, [fleet_state.last])), None),
             chosen={"name": name, "state": state or "", "version": version},
             states=STATES,
             now_ms=now_ms,
@@ -117,15 +119,25 @@ def pages(context: Context) -> Blueprint:
         # Keys are known, so it is a BatchGetItem of as many items, however large the fleet.
         places = [(number, thing) for number in range(max(1, last - _LAST_ROUNDS + 1), last + 1)]
         parts = participations_at(context.account.rounds_table, fleet, places)
+        records = _records(context, [number for number, _ in places])
         return render_template(
             "device.html",
             member=members[0],
             parts=sorted(parts, key=lambda part: -part.round),
+            records={record.round: record for record in records},
+            turns=turns(parts, records),
+            streams=any(takes_late(record) for record in records),
             looked_at=_LAST_ROUNDS,
             now_ms=context.now_ms,
         )
 
     return blueprint
+
+
+def _records(context: Context, numbers: list[int]) -> list[RoundRecord]:
+    """Return the records of some rounds; none of round 0, which is no round."""
+    wanted = [number for number in numbers if number]
+    return tables.rounds_numbered(context.account.rounds_table, context.account.fleet, wanted) if wanted else []
 
 
 def _parts(context: Context, number: int, members: list[FleetMember]) -> dict[str, Participation]:

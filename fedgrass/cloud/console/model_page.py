@@ -14,9 +14,9 @@ from werkzeug.wrappers import Response
 from fedgrass.cloud.aggregator import manual_release
 from fedgrass.cloud.aggregator.release import Release
 from fedgrass.cloud.console.context import Context
+from fedgrass.cloud.console.curves import drawn
 from fedgrass.cloud.console.notices import attempt
 from fedgrass.cloud.console.paging import Page
-from fedgrass.cloud.console.round_page import drawn
 from fedgrass.cloud.console.versions import VERSION
 from fedgrass.protocol import tables
 from fedgrass.protocol.names import version_order

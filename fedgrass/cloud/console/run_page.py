@@ -10,7 +10,7 @@ from werkzeug.wrappers import Response
 from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.notices import attempt
 from fedgrass.cloud.console.paging import Page
-from fedgrass.cloud.console.round_page import live_panel
+from fedgrass.cloud.console.panel import live_panel
 from fedgrass.cloud.console.runs import view_run
 from fedgrass.cloud.console.starting import start_by_form
 from fedgrass.protocol import tables

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from fedgrass.account import Account
-from fedgrass.cloud.console import charts
+from fedgrass.cloud.console import charts, streams
 from fedgrass.cloud.console.context import Context
 from fedgrass.failures import in_words
 from fedgrass.protocol import tables
@@ -114,6 +114,7 @@ class RunView:
             charts.line(label(self.metric), values, percent=self.is_share, marks=marks),
             _changing("Learning rate", [(record.round, record.settings.fit.learning_rate) for record in drawn]),
             _changing("Epochs", [(record.round, float(record.settings.fit.epochs)) for record in drawn]),
+            *streams.curves(drawn),
         ]
         return [chart for chart in found if chart is not None]
 
