@@ -290,6 +290,7 @@ _LOCAL_AWS = {
     "rule_crashed": _crash("A topic rule failed inside the stand-in.", "rule topic"),
     "rule_failed": _warning("Actions of a topic rule failed; its error action is tried.", "rule topic failures"),
     "rule_error_action_failed": _warning("A topic rule's error action failed, too.", "rule reason"),
+    "clock_part_failed": _crash("Schedules or alarms failed inside the stand-in.", "part"),
     "event_not_delivered": _warning("EventBridge could not deliver.", "detail_type target error"),
     "function_event_failed": _warning("A function failed at an event.", "function answer"),
     "function_event_dropped": _warning("A function is gone; its event is dropped.", "function reason"),

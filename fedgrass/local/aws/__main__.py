@@ -37,6 +37,9 @@ def main(
         Path | None,
         typer.Option(help="Folder by which several accounts find each other; MOTO_ACCOUNT_ID gives this one's number."),
     ] = None,
+    stopped_clock: Annotated[
+        bool, typer.Option("--stopped-clock", help="Schedules are due only when the account's time is advanced.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also log moto and every request.")] = False,
 ) -> None:
     """Serve an AWS account on loopback: point AWS_ENDPOINT_URL at it, from any SDK, the AWS CLI or the GDK.
@@ -60,6 +63,7 @@ def main(
         lag=lag,
         seed=seed,
         accounts=accounts,
+        stopped_clock=stopped_clock,
     )
     ready = account.start()
     # The keys let anybody in, so they stand in the ready file alone, which has the mode 0600.

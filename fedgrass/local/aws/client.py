@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -15,6 +16,7 @@ import boto3
 
 from fedgrass.errors import ConfigurationError
 from fedgrass.local.aws.account import Keys, client, client_environment
+from fedgrass.local.aws.advance import advance
 from fedgrass.local.processes import spawn, stop, wait_until
 
 if TYPE_CHECKING:
@@ -53,6 +55,10 @@ class LocalAwsProcess:
             aws_access_key_id=self._keys.access_key,
             aws_secret_access_key=self._keys.secret_key,
         )
+
+    def advance(self, seconds: float) -> datetime:
+        """Let time pass for schedules and alarms, with all that becomes due in it; return the account's time then."""
+        return advance(self.endpoint_url, self._keys.access_key, seconds)
 
     def stop(self) -> None:
         """End the process and everything it started."""
@@ -105,6 +111,7 @@ class Options(TypedDict, total=False):
     lag: float
     account: str
     accounts: Path | None
+    stopped_clock: bool
 
 
 def start(state: Path, *, timeout: float = 300.0, **options: Unpack[Options]) -> LocalAwsProcess:
@@ -134,6 +141,7 @@ def begin(
     lag: float = 0.0,
     account: str = "",
     accounts: Path | None = None,
+    stopped_clock: bool = False,
 ) -> Starting:
     """Start the local AWS's process and return at once.
 
@@ -151,6 +159,8 @@ def begin(
         Another number than the usual one.
     accounts
         Folder by which several accounts find each other.
+    stopped_clock
+        Whether schedules are due only when `LocalAwsProcess.advance` says so.
     """
     state.mkdir(parents=True, exist_ok=True)
     # One that an earlier process left would be taken for this one's.
@@ -161,6 +171,7 @@ def begin(
     argv += ["--processing-command", processing_command] if processing_command else []
     argv += ["--busy", str(busy), "--lag", str(lag)]
     argv += ["--accounts", str(accounts.resolve())] if accounts else []
+    argv += ["--stopped-clock"] if stopped_clock else []
     environment = {**os.environ, **({"MOTO_ACCOUNT_ID": account} if account else {})}
     # Into a file and not a pipe: nobody would read it, and a full pipe stops the process.
     with log.open("wb") as stderr:

@@ -42,6 +42,7 @@ class Contention:
     def __init__(self, share: float, *, seed: int = 0) -> None:
         self._share = share
         self._random = random.Random(seed)  # noqa: S311 - keeps no secret
+        self._random_repeats = random.Random(seed)  # noqa: S311 - apart, so that repeats do not change who is refused
         self._lock = threading.Lock()
         self._in_a_row: Counter[tuple[str, str]] = Counter()
         self.refused: Counter[str] = Counter()
@@ -61,6 +62,10 @@ class Contention:
                 "ThrottlingException", "Rate exceeded", status=429 if service == "lambda" else 400
             ).response()
         return None
+
+    def repeats(self) -> bool:
+        """Whether a service delivers a second time what it promises to deliver at least once."""
+        return self._random_repeats.random() < self._share
 
     def _meets(self, service: str, operation: str) -> bool:
         # One draw a request, in the order in which they come: with the same order a seed refuses the same ones.

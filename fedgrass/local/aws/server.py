@@ -25,6 +25,7 @@ from fedgrass.local.aws import (
     moto_state,
     rules,
     s3,
+    scheduled_rules,
     states,
 )
 from fedgrass.local.aws.access import Guard
@@ -33,6 +34,7 @@ from fedgrass.local.aws.api import Layer
 from fedgrass.local.aws.broker import EmbeddedBroker
 from fedgrass.local.aws.bus import Bus
 from fedgrass.local.aws.children import Children
+from fedgrass.local.aws.clock import Clock
 from fedgrass.local.aws.contention import Contention, Lag
 from fedgrass.local.aws.endpoint import Application, Server
 from fedgrass.local.aws.functions.runtime import LambdaRuntime
@@ -65,6 +67,8 @@ class LocalAws:
         Of `Contention` and `Lag`.
     accounts
         Folder by which accounts find each other: see `Peers`.
+    stopped_clock
+        Whether the time of schedules and alarms passes only when it is advanced: see `Clock`.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class LocalAws:
         lag: float = 0.0,
         seed: int = 0,
         accounts: Path | None = None,
+        stopped_clock: bool = False,
     ) -> None:
         self.state = state.resolve()
         self._cleanup = contextlib.ExitStack()
@@ -88,6 +93,7 @@ class LocalAws:
         self._contention = Contention(busy, seed=seed)
         self._lag = Lag(lag)
         self._peers = Peers(accounts)
+        self._clock = Clock(stopped=stopped_clock)
 
     def start(self) -> dict[str, object]:
         """Start everything, then write and return the ready file's content.
@@ -150,7 +156,13 @@ class LocalAws:
         cleanup.callback(functions.stop)
         iot_data = IotData(bus)
         step_functions = account("stepfunctions")
-        cleanup.callback(events.deliver_to({"lambda": functions.send, "states": states.starter(step_functions)}))
+        delivery = events.Delivery(
+            {"lambda": functions.send, "states": states.starter(step_functions)}, events.to_dead_letters(account("sqs"))
+        )
+        cleanup.callback(delivery.stop)
+        scheduled = scheduled_rules.ScheduledRules(
+            now=self._clock.now, send=delivery.send, repeats=self._contention.repeats
+        )
         surroundings = Surroundings(
             state=self.state,
             objects=objects,
@@ -163,6 +175,7 @@ class LocalAws:
         bus.add_handler(greengrass.handle)
         bus.add_handler(topic_rules.handle)
         application.layers |= {
+            "clock": self._clock.layer,
             "greengrass": greengrass.layer,
             "iot": self._lag.layer,
             "iotdata": iot_data.layer,
@@ -173,11 +186,15 @@ class LocalAws:
         }
         application.on_change("iot", "cloudformation", call=greengrass.deployments.jobs.refresh)
         application.on_change("lambda", "cloudformation", call=functions.refresh)
+        application.on_change("events", "cloudformation", call=scheduled.refresh)
+        application.on_change("events", "cloudformation", call=self._clock.look)
         # Last, and in this order: backends loaded, messages flowing, then requests. What is asked first must find all
         # of it.
         application.warm()
         bus.start()
         cleanup.callback(bus.stop)
+        self._clock.drive([scheduled])
+        cleanup.callback(self._clock.stop)
         server.start()
         return self._write_ready(cleanup, endpoint_url, host, port)
 
@@ -186,6 +203,7 @@ class LocalAws:
         memory.repair(self.state / "objects")
         states.repair(events.emit, self._keys)
         dynamodb.repair()
+        scheduled_rules.repair()
         iot.repair()
         s3.repair()
 
