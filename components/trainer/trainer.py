@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from components.trainer.answers import Answers
 from components.trainer.attempts import Attempts
 from components.trainer.commands import TrainerCommands
 from components.trainer.consent import Consent
@@ -23,11 +24,10 @@ from components.trainer.fine_tuning import FineTuning
 from components.trainer.job import Job, Settings
 from components.trainer.known import known_model
 from components.trainer.losses import LOSSES, KeptLosses
-from components.trainer.rounds import Rounds, answer_key, answer_of
+from components.trainer.rounds import Rounds
 from components.trainer.runner import Runner
 from components.trainer.status import StatusBoard
-from components.trainer.task import CHECKPOINT, HELPER, UPDATE, Report, Result
-from fedgrass.answer import notice_of
+from components.trainer.task import HELPER, Report, Result
 from fedgrass.edge.child import Child, Running
 from fedgrass.edge.commands import Commands
 from fedgrass.edge.component import Device, version_of
@@ -39,10 +39,10 @@ from fedgrass.edge.settings import TrainerSettings
 from fedgrass.edge.streams import StreamManagerStreams, Streams
 from fedgrass.edge.system import Sensors
 from fedgrass.edge.uploads import Upload, Uploads
-from fedgrass.errors import DataError, IpcError, MessageError, TransferError
+from fedgrass.errors import DataError, IpcError, MessageError
 from fedgrass.protocol.device_messages import ApplicationStatus
 from fedgrass.protocol.message import as_reason
-from fedgrass.protocol.messages import Announcement, UpdateNotice
+from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.names import (
     APPLICATION_TOPIC,
     MODEL_ACTIVE_TOPIC,
@@ -51,7 +51,6 @@ from fedgrass.protocol.names import (
     TRAINER_COMMANDS,
     device_topic,
     round_topic,
-    update_key,
 )
 
 # Until an answer that could not be kept is looked at again.
@@ -77,7 +76,6 @@ class Trainer:
         self._settings = Configuration(device, TRAINER, TrainerSettings)
         runtime, trainer = self._settings.runtime, self._settings.own
         self._log = device.log.bind(fleet=runtime.fleet)
-        self._topic = device_topic(runtime.fleet, device.thing, "update")
         self._guard = ResourcePolicy(lambda: self._settings.own, Sensors(device.work).read)
         self._now = Settings(device.thing, device.work, device.store, runtime, trainer)
         self._store = ModelStore(device.store)
@@ -112,6 +110,17 @@ class Trainer:
             self._log,
             version=version_of(TRAINER, __file__),
             problem=lambda: self._consent.objection() or self._data_problem,
+        )
+        self._answers = Answers(
+            device,
+            device_topic(runtime.fleet, device.thing, "update"),
+            self._rounds,
+            self._outbox,
+            self._uploads,
+            self._consent,
+            self._losses,
+            self._status,
+            self._log,
         )
         self._commands = self._command_handler()
         self._drift = self._drift_watch(clock)
@@ -169,7 +178,7 @@ class Trainer:
     def start(self) -> None:
         """Take up what a former process left, and listen."""
         # First of all: what follows must not work on a round that was answered.
-        self._reconcile()
+        self._answers.reconcile()
         self._show_helper_key()
         self._outbox.start()
         self._uploads.start()
@@ -275,13 +284,6 @@ class Trainer:
         except (OSError, DataError) as error:
             self._log.log_event("helper_key_not_kept", reason=str(error))
 
-    def _reconcile(self) -> None:
-        """A crash may come between handing an answer on and noting it: look where the answer went."""
-        if (unfinished := self._rounds.unfinished()) is not None:
-            key = answer_key(unfinished)
-            if self._uploads.waits(key) or self._outbox.knows(key):
-                self._rounds.answered(unfinished)
-
     def _work_on(self, announcement: Announcement) -> None:
         if self._job is not None:
             # A retained message comes again with every reconnection.
@@ -347,54 +349,11 @@ class Trainer:
             self._count_examples()
 
     def _answer(self, announcement: Announcement, result: Result) -> None:
-        """Hand the round's one answer on, then note that; in this order, so that a crash between repeats it by its key."""
-        key, notice = (
-            answer_key(announcement),
-            notice_of(announcement, self._device.thing, answer_of(announcement, result)).encode(),
-        )
-        try:
-            if result.status != "done" or announcement.task == "evaluate":
-                self._outbox.put(key, self._topic, notice)
-            else:
-                where = update_key(announcement.fleet, announcement.round, self._device.thing)
-                bucket = announcement.upload.bucket
-                # Before the upload is handed over: noise that was not counted must not leave the device.
-                self._consent.charge(announcement, key)
-                if announcement.task == "fit":
-                    self._losses.reported(announcement, result.metrics)
-                self._uploads.submit(key, self._now.work / UPDATE, bucket=bucket, key=where, message=notice.decode())
-        except TransferError as error:
+        if not self._answers.give(announcement, result):
             # Kept open: the checkpoint is whole, so the answer comes again soon without training again.
-            self._log.log_event("answer_not_kept", round=announcement.round, reason=str(error))
-            self._status.say("waiting", announcement, reason=str(error))
             self._loop.later(_RECHECK_SECONDS, lambda: self._answer_again(announcement))
-            return
-        self._rounds.answered(announcement)
-        if announcement.max_age:
+        elif announcement.max_age:
             self._loop.post(self._take_newest)  # after all that this answer still asks for
-        # Only when the answer is safe: until then a restart goes on from it.
-        (self._now.work / CHECKPOINT).unlink(missing_ok=True)
-        if result.status in ("declined", "failed"):
-            self._log.log_event(
-                "round_declined" if result.status == "declined" else "round_failed",
-                round=announcement.round,
-                reason=result.reason,
-            )
-            self._status.counted(result.status)
-            self._status.say(result.status, announcement, reason=result.reason)
-        elif announcement.task == "evaluate":
-            self._log.log_event("evaluated", round=announcement.round, metrics=result.metrics)
-            self._status.counted("taken", 0.0)
-            self._status.say("idle", None)
-        else:
-            self._consent.took_part()
-            self._status.counted("taken", result.seconds)
-            if announcement.task == "statistics":
-                self._log.log_event("measured", round=announcement.round, examples=result.num_examples)
-                self._status.say("uploading", announcement)
-                return
-            self._log.log_event("trained", round=announcement.round, seconds=result.seconds, metrics=result.metrics)
-            self._status.say("uploading", announcement)
 
     def _take_newest(self) -> None:
         """Begin with the round that opened while an earlier one was at hand."""
@@ -410,16 +369,7 @@ class Trainer:
         if upload.name.startswith("command-"):
             self._commands.uploaded(upload, outcome, reason)
             return
-        notice = UpdateNotice.decode(upload.message.encode())
-        # The notice was written for the update's arrival; without it the round gets a failure in its place.
-        if outcome == "failed":
-            notice = notice.model_copy(update={"status": "failed", "reason": reason, "key": None})
-        self._outbox.put(upload.name, self._topic, notice.encode())
-        self._loop.post(lambda: self._uploaded(notice))
-
-    def _uploaded(self, notice: UpdateNotice) -> None:
-        if self._status.state == "uploading" and self._status.round == notice.round:
-            self._status.say("idle", None)
+        self._answers.uploaded(upload, outcome, reason)
 
     def _count_examples(self) -> None:
         """Learn how many examples there are, and whether the engine opens, once there is a model; on a thread: it may be slow."""
