@@ -32,6 +32,12 @@ _APART = 3.0
 """The same of a column that may be another one."""
 _NEAR = 2.0
 """Scales within which a column is what another usually is."""
+_WIDER = 2.0
+"""Powers of two by which the spread of a column differs that may be another one."""
+_SPREADS = 2.0
+"""A feature whose spread differs so much between the middle half of the devices has no usual spread."""
+_EQUAL = 1e-12
+"""Of a value: what float64's rounding leaves between devices that all have it."""
 _MIDDLE_HALVES = 3.0
 _MOST_COLUMNS = 256
 _MOST_MISSING = 0.5
@@ -89,7 +95,13 @@ class Usual:
         smaller, self._size, larger = _quartiles(np.hypot(means, deviations))
         self._has_a_size = self._judged & (smaller > 0) & (larger <= _SPREAD * smaller)
         _, self._direction, _ = _quartiles(np.arctan2(deviations, np.abs(means)))
-        self._scale = np.maximum(_MIDDLE_HALVES * (high - low), self._deviation)
+        scale = np.maximum(_MIDDLE_HALVES * (high - low), self._deviation)
+        # Of a feature that is one value on most devices nobody knows how far is far: the only measure is that value, and of 0,
+        # such as where a device is not ("at site 3: no"), there is none.
+        self._scale = np.where(scale > _EQUAL * np.abs(self._mean), scale, np.abs(self._mean))
+        narrower, _, wider = _quartiles(deviations)
+        # Only where devices have about the same spread does another one say anything: rare values differ by chance.
+        self._has_a_spread = self._judged & (narrower > 0) & (wider <= _SPREADS * narrower)
         self._missing = np.median(missing, axis=0)
 
     def misfits(self, thing: str, sums: FeatureSums, names: tuple[str, ...]) -> list[Misfit]:
@@ -112,6 +124,8 @@ class Usual:
         with np.errstate(all="ignore"):
             # A device whose own values are spread so widely is not far from anything.
             apart = np.abs(sums.mean - self._mean) / np.maximum(self._scale, deviation)
+            apart = np.where(self._scale > 0, apart, 0.0)
+            wider = np.abs(np.log2(deviation / self._deviation))
             ratio = np.hypot(sums.mean, deviation) / self._size
         turned = np.abs(np.arctan2(deviation, np.abs(sums.mean)) - self._direction)
         resized = (ratio > _FACTOR) | (ratio < 1 / _FACTOR)
@@ -120,9 +134,9 @@ class Usual:
             factor = float(ratio[at]) if scaled[at] else None
             kind: Literal["scale", "offset"] = "offset" if factor is None else "scale"
             found[at] = Misfit(thing=thing, feature=names[at], kind=kind, factor=factor)
-        odd = np.flatnonzero(there & (apart > _APART))[:_MOST_COLUMNS]
+        odd = there & ((apart > _APART) | (self._has_a_spread & (wider > _WIDER)))
         # Last, and over what was found before: swapped columns look like another unit or another zero at first.
-        for at, other in self._permuted(odd, sums.mean, deviation).items():
+        for at, other in self._permuted(np.flatnonzero(odd)[:_MOST_COLUMNS], sums.mean, deviation).items():
             found[at] = Misfit(thing=thing, feature=names[at], kind="column", like=names[other])
         return [found[at] for at in sorted(found)]
 

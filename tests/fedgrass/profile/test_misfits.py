@@ -69,6 +69,26 @@ def test_swapped_columns_are_told_as_such() -> None:
     assert found == [("temperature", "column", "pressure"), ("pressure", "column", "temperature")]
 
 
+@pytest.mark.parametrize("narrow", [0.5, 1.0])
+def test_swapped_columns_that_differ_in_their_spread_are_told_as_such(narrow: float) -> None:
+    data = {
+        thing: x * [0, 0, 1, 1] + (x - [20, 1013, 0, 0]) * [narrow / 4, 10 / 8, 0, 0]
+        for thing, x in fleet(skew=0.2).items()
+    }
+    data["press-3"] = data["press-3"][:, [1, 0, 2, 3]]
+    found = [(m.thing, m.feature, m.like) for m in combined(data).misfits]
+    assert found == [("press-3", "temperature", "pressure"), ("press-3", "pressure", "temperature")]
+
+
+def test_a_column_for_each_site_has_no_usual_value_and_leaves_nobody_out() -> None:
+    data = fleet(24)
+    for device, x in enumerate(data.values()):
+        x[:, 1:] = np.arange(3) == device % 8  # most devices are at none of these three sites
+    found = combined(data)
+    assert (found.misfits, found.devices) == ([], 24)
+    np.testing.assert_allclose(found.sums.mean[1:], 1 / 8)
+
+
 def test_columns_that_are_shifted_are_told_as_such() -> None:
     data = fleet()
     data["press-3"] = data["press-3"][:, [1, 2, 0, 3]]
