@@ -11,9 +11,11 @@ from typing import Any
 
 from fedgrass.account import Account
 from fedgrass.protocol.device_messages import Heartbeat, TrainerStatus
+from fedgrass.protocol.drift import Drift
 from fedgrass.protocol.fleet_state import STATE_KEY, FleetState
 from fedgrass.protocol.messages import Base, Cohort
 from fedgrass.protocol.names import parameters_key, report_key, update_key
+from fedgrass.protocol.profile import ProfileReference
 from fedgrass.protocol.records import MODEL_SUFFIX, DeviceModel, Participation, RoundRecord, to_attribute
 from fedgrass.protocol.report import Evaluation, ModelEntry, QuarantinedEntry, RoundReport, UpdateEntry
 from fedgrass.protocol.run_pieces import piece_with
@@ -35,16 +37,27 @@ class Sample:
         The last heartbeats are from the minute before it.
     run
         Rounds of each run; 0: each round stands alone, as those of earlier releases do.
+    profile
+        The round whose profile the devices compare their live data with; 0: none.
     """
 
     def __init__(
-        self, account: Account, *, devices: int, rounds: int, now: datetime, seed: int = 0, run: int = 0
+        self,
+        account: Account,
+        *,
+        devices: int,
+        rounds: int,
+        now: datetime,
+        seed: int = 0,
+        run: int = 0,
+        profile: int = 0,
     ) -> None:
         self._account = account
         self._random = random.Random(seed)  # noqa: S311 - no secret
         self._now = now
         self._rounds = rounds
         self._run = run
+        self._profile = profile
         self.things = [f"press-{number:05d}" for number in range(1, devices + 1)]
         self.version = f"1.{rounds}.0"
 
@@ -63,7 +76,7 @@ class Sample:
                     batch.put_item(Item=piece_with(record, done % ROUNDS_OF_AN_EXECUTION).to_item())
             for thing in self.things[:_PARTS]:
                 batch.put_item(Item=self._part(thing).to_item())
-            state = FleetState(last=self._rounds, model=_base(self._account.fleet, self.version))
+            state = FleetState(last=self._rounds, model=_base(self._account.fleet, self.version), profile=self._named())
             batch.put_item(Item={"fleet": self._account.fleet, "key": STATE_KEY, **state.to_item()})
         bucket = self._account.stack.bucket
         for number in range(self._rounds + 1):
@@ -144,6 +157,7 @@ class Sample:
                 memory_percent=92 if unable else round(self._random.uniform(20, 80)),
                 disk_free_bytes=int(self._random.uniform(2e9, 2e10)),
                 examples=int(self._random.uniform(200, 4000)),
+                drift=self._drift(position),
                 model_version=self.version if position % 13 else f"1.{max(0, self._rounds - 1)}.0",
                 trainer=TrainerStatus(round=self._rounds or None, component_version="1.0.0"),
                 components={"com.fedgrass.Trainer": "1.0.0", "com.fedgrass.ModelDeployer": "1.0.0"},
@@ -159,6 +173,25 @@ class Sample:
                 active_version=beat.model_version,
                 received_at=received,
             ).to_item()
+
+    def _drift(self, position: int) -> Drift | None:
+        if not self._profile or position % 7 == 6:
+            return None
+        # By position, too: one in five is far away, and one in nine knows only the profile before.
+        return Drift(
+            profile=max(1, self._profile - (position % 9 == 4)),
+            rows=1000,
+            inputs=1.5 if position % 5 == 2 else 0.04,
+            inputs_change=0.02,
+            scores=0.1,
+            scores_change=0.01,
+        )
+
+    def _named(self) -> ProfileReference | None:
+        if not self._profile:
+            return None
+        key = f"profiles/{self._account.fleet}/{self._profile:06d}/profile.json"
+        return ProfileReference(round=self._profile, key=key, sha256="3" * 64, bytes=1, graph_sha256=_GRAPH)
 
     def _part(self, thing: str) -> Participation:
         return Participation(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ MOST_DISTANCE = 1e6
 
 Index = Annotated[float, Field(ge=0, le=MOST_INDEX, allow_inf_nan=False)]
 Step = Literal["evaluate", "statistics", "fit"]
+STEPS: tuple[Step, ...] = get_args(Step)
+"""Rounds that a drift may start, in their order."""
 
 
 class Drift(Part):

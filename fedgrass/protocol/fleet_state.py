@@ -100,6 +100,11 @@ class DriftRecord(Record):
     step: Step | None = None
     execution: str | None = Field(default=None, description="The step's, once it was started")
 
+    def execution_name(self, step: Step) -> str:
+        """Return the name of the execution that a step of this drift is."""
+        # The time as well: the table of a fleet that was set up again begins with drift 1 once more.
+        return f"drift-{self.number}-{step}-{self.begun_at}"
+
     def to_item(self) -> dict[str, Any]:
         """Return the item with its range key."""
         return {**super().to_item(), "key": DRIFT_KEY}

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from flask import Blueprint, abort, render_template, request
 
 from fedgrass.cloud.console.context import Context
+from fedgrass.cloud.console.drifting import STANDS, drifting
 from fedgrass.cloud.console.index import STATES, DeviceSnapshot, State
 from fedgrass.cloud.console.paging import Page
 from fedgrass.cloud.console.panel import live_panel
 from fedgrass.cloud.console.streams import takes_late, turns
-from fedgrass.errors import ConfigurationError
 from fedgrass.protocol import tables
-from fedgrass.protocol.fleet_state import DriftRecord
 from fedgrass.protocol.gain import Gain
 from fedgrass.protocol.instances import shared_names
 from fedgrass.protocol.members import FleetMember, members_named
@@ -49,26 +48,6 @@ class Counts:
         return cls(len(look.devices), states, versions.most_common(_MOST_VERSIONS))
 
 
-@dataclass(frozen=True)
-class Drifting:
-    """What the last look at the fleet's drift found, where the settings have it watched."""
-
-    watched: bool
-    is_drift: bool
-    record: DriftRecord
-
-    @classmethod
-    def of(cls, context: Context) -> Drifting:
-        """Read it: one item, however large the fleet."""
-        table, fleet = context.account.rounds_table, context.account.fleet
-        record = tables.load_drift(table, fleet)
-        try:
-            action = tables.load_settings(table, fleet).drift.action
-        except ConfigurationError:
-            action = "off"  # the page of settings says what is wrong with them
-        return cls(action != "off" and record.looked_at > 0, record.in_a_row > 0, record)
-
-
 def pages(context: Context) -> Blueprint:
     """Return the pages."""
     blueprint = Blueprint("fleet", __name__)
@@ -82,16 +61,19 @@ def pages(context: Context) -> Blueprint:
         name, version = request.args.get("name", ""), request.args.get("version", "")
         # Compared with the known ones: what stands in an address may be anything.
         state = next((state for state in STATES if state == request.args.get("state")), None)
+        fleet_state = tables.load_state(context.account.rounds_table, fleet)
+        drift = drifting(context, fleet_state)
+        stand = next((stand for stand in STANDS if drift.watched and stand == request.args.get("drift")), None)
         found = [
             brief.thing
             for brief in look.devices
             if name.casefold() in brief.thing.casefold()
             and (state is None or brief.is_(state, now_ms))
             and (not version or (brief.version or "none") == version)
+            and (stand is None or drift.stand(brief.drift, alive=brief.alive(now_ms)) == stand)
         ]
         page = Page.of(len(found), _PER_PAGE)
         shown = members_named(context.account.devices_table, fleet, found[page.first : page.end])
-        fleet_state = tables.load_state(context.account.rounds_table, fleet)
         return render_template(
             "fleet.html",
             look=look,
@@ -102,11 +84,12 @@ def pages(context: Context) -> Blueprint:
             shared=shared_names(context.account.rounds_table, fleet),
             parts=_parts(context, fleet_state.last, shown),
             last_round=next(iter(_records(context, [fleet_state.last])), None),
-            chosen={"name": name, "state": state or "", "version": version},
+            chosen={"name": name, "state": state or "", "version": version, "drift": stand or ""},
             states=STATES,
             now_ms=now_ms,
             panel=live_panel(context, fleet_state),
-            drift=Drifting.of(context),
+            drift=drift,
+            stands=drift.counts(look.devices, now_ms) if drift.watched else {},
             gain=Gain.of_admissions(brief.own for brief in look.devices if brief.own),
         )
 
@@ -115,7 +98,8 @@ def pages(context: Context) -> Blueprint:
         members = members_named(context.account.devices_table, fleet, [thing])
         if not members:
             abort(404, f"Fleet {fleet} knows no device {thing}.")
-        last = tables.load_state(context.account.rounds_table, fleet).last
+        state = tables.load_state(context.account.rounds_table, fleet)
+        last = state.last
         # Keys are known, so it is a BatchGetItem of as many items, however large the fleet.
         places = [(number, thing) for number in range(max(1, last - _LAST_ROUNDS + 1), last + 1)]
         parts = participations_at(context.account.rounds_table, fleet, places)
@@ -124,6 +108,7 @@ def pages(context: Context) -> Blueprint:
             "device.html",
             member=members[0],
             parts=sorted(parts, key=lambda part: -part.round),
+            drift=drifting(context, state),
             records={record.round: record for record in records},
             turns=turns(parts, records),
             streams=any(takes_late(record) for record in records),

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import ValidationError
 
+from fedgrass.protocol.drift import Drift
 from fedgrass.protocol.gain import ADMITTED
 from fedgrass.protocol.items import Table
 from fedgrass.protocol.records import ALIVE_INTERVALS, MODEL_SUFFIX
@@ -37,6 +39,7 @@ class DeviceSummary(NamedTuple):
     able: bool
     version: str
     own: Mapping[str, float] | None = None
+    drift: Drift | None = None
 
     def alive(self, now_ms: float) -> bool:
         """Whether its last heartbeat is younger than three of its intervals."""
@@ -152,7 +155,7 @@ class FleetIndex:
             "ExpressionAttributeValues": {":fleet": self._fleet},
             # DynamoDB charges for whole items, but less travels and is parsed.
             "ProjectionExpression": "thing, received_at, interval_seconds, able, model_version, active_version, #metrics, "
-            "expires",
+            "expires, drift",
             # A word of DynamoDB's own.
             "ExpressionAttributeNames": {"#metrics": "metrics"},
         }
@@ -176,7 +179,16 @@ def _summary(item: Mapping[str, Any]) -> DeviceSummary:
         able=bool(item.get("able", True)),
         version=str(item.get("model_version") or item.get("active_version") or ""),
         own=_own(item.get("metrics") or {}),
+        drift=_drift(item.get("drift")),
     )
+
+
+def _drift(told: object) -> Drift | None:
+    """Read what a device says of its drift; as of a heartbeat that cannot be read, nothing is known of what makes no sense."""
+    try:
+        return None if told is None else Drift.model_validate(told)
+    except ValidationError:
+        return None
 
 
 def _own(metrics: Mapping[str, Any]) -> dict[str, float] | None:

@@ -146,8 +146,7 @@ def _is_free(state: FleetState) -> bool:
 
 def _start(services: Services, record: DriftRecord, step: Step) -> str:
     machine = services.setting("FEDGRASS_STATE_MACHINE_ARN")
-    # The time as well: the table of a fleet that was set up again begins with drift 1 once more.
-    name = f"drift-{record.number}-{step}-{record.begun_at}"
+    name = record.execution_name(step)
     request = {"Comment": f"drift {record.number} of the fleet's devices", "task": step, "rounds": 1}
     try:
         arn = services.step_functions.start_execution(stateMachineArn=machine, name=name, input=json.dumps(request))

@@ -74,8 +74,8 @@ class Fleet:
         self.account.s3.create_bucket(Bucket=f"fedgrass-{FLEET}")
         create_tables(session.client("dynamodb"), rounds="rounds_table", devices="devices_table")
 
-    def fill(self, *, devices: int, rounds: int, run: int = 0) -> Sample:
-        sample = Sample(self.account, devices=devices, rounds=rounds, now=NOW, run=run)
+    def fill(self, *, devices: int, rounds: int, run: int = 0, profile: int = 0) -> Sample:
+        sample = Sample(self.account, devices=devices, rounds=rounds, now=NOW, run=run, profile=profile)
         sample.write()
         return sample
 

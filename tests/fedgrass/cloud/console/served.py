@@ -12,6 +12,7 @@ from werkzeug.serving import make_server
 
 from fedgrass.cloud.console.app import create_app
 from fedgrass.cloud.console.security import Access
+from fedgrass.protocol.fleet_state import DriftRecord
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import save_settings
 from tests.fedgrass.cloud.console.conftest import NOW, Fleet, fresh_fleet
@@ -46,7 +47,7 @@ def served(app: Flask) -> Iterator[str]:
 def console_of_a_busy_fleet() -> Iterator[tuple[str, Fleet]]:
     """Serve a fleet of 60 devices after 40 rounds, one of them held and waiting, and the next one open."""
     with fresh_fleet() as fleet:
-        sample = fleet.fill(devices=60, rounds=40, run=40)
+        sample = fleet.fill(devices=60, rounds=40, run=40, profile=39)
         held = sample.record(41).model_copy(
             update={
                 "outcome": "held",
@@ -77,8 +78,15 @@ def console_of_a_busy_fleet() -> Iterator[tuple[str, Fleet]]:
             "base": held.base,
         }
         fleet.open(sample.record(42).model_copy(update=going_on))
-        settings = FleetSettings().overridden({"fit": {"epochs": 3}, "min_devices": 20, "min_updates": 20})
+        settings = FleetSettings().overridden(
+            {"fit": {"epochs": 3}, "min_devices": 20, "min_updates": 20, "drift": {"action": "round"}}
+        )
         save_settings(fleet.account.rounds_table, "mill", settings)
+        begun = int((NOW - timedelta(hours=1)).timestamp() * 1000)
+        seen = DriftRecord(fleet="mill", looked_at=begun, alive=57, drifted=9, number=1, begun_at=begun, armed=False)
+        fleet.account.rounds_table.put_item(Item=seen.to_item())
+        started = {"stateMachineArn": fleet.account.stack.state_machine_arn, "name": seen.execution_name("evaluate")}
+        fleet.account.step_functions.start_execution(**started)
         app = create_app(fleet.account, Access(), clock=NOW.timestamp)
         app.extensions["context"].index.look(60)
         with served(app) as address:
