@@ -102,6 +102,10 @@ def drift_evaluates_and_then_trains(operator: Operator) -> None:
         assert looked.drifted == 2
         assert operator.wait(looked.execution or "")["status"] == "SUCCEEDED"
     after_a_quarter_of_an_hour(operator, None)
+    # Two looks in a row found it so.
+    name = f"fedgrass/{operator.fleet.fleet}/drift"
+    [alarm] = operator.fleet.aws.client("cloudwatch").describe_alarms(AlarmNames=[name])["MetricAlarms"]
+    assert alarm["StateValue"] == "ALARM", alarm["StateReason"]
     found = [tables.load_round(operator.demo.rounds_table, operator.fleet.fleet, first + later) for later in range(2)]
     assert [(record.settings.task, record.outcome) for record in found] == [
         ("evaluate", "evaluated"),

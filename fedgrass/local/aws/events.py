@@ -6,7 +6,7 @@ import contextlib
 import copy
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -61,10 +61,10 @@ class Delivery:
     targets
         By service name in the target's ARN.
     failed
-        Told of what could not be delivered.
+        Who are told of what could not be delivered.
     """
 
-    def __init__(self, targets: Mapping[str, Send], failed: Failed) -> None:
+    def __init__(self, targets: Mapping[str, Send], failed: Sequence[Failed]) -> None:
         self._targets = targets
         self._failed = failed
         # One thread, so that targets are told in the order in which things happened.
@@ -102,7 +102,8 @@ class Delivery:
             self._targets[target["Arn"].split(":")[2]](target["Arn"], json.dumps(_input(target, event)).encode())
         except (BotoCoreError, ClientError, FedgrassError) as error:
             log_event("event_not_delivered", detail_type=event["detail-type"], target=target["Arn"], error=str(error))
-            self._failed(rule, target, event, error)
+            for told in self._failed:
+                told(rule, target, event, error)
 
 
 def to_queue(sqs: SQSClient, destination: Callable[[str], str | None]) -> Callable[[str, Mapping[str, object]], None]:

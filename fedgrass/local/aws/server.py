@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from moto.core.config import default_user_config
 
 from fedgrass.errors import ConfigurationError
 from fedgrass.local.aws import (
+    alarms,
     cloudformation,
     dynamodb,
     events,
     iot,
     memory,
+    metrics,
     model_registry,
     moto_state,
     rules,
@@ -41,6 +43,7 @@ from fedgrass.local.aws.functions.runtime import LambdaRuntime
 from fedgrass.local.aws.greengrass.service import Greengrass
 from fedgrass.local.aws.hosting import Hosting
 from fedgrass.local.aws.iot_data import IotData
+from fedgrass.local.aws.metrics import Metrics
 from fedgrass.local.aws.objects import Objects
 from fedgrass.local.aws.peers import Peers
 from fedgrass.local.aws.processing.job import Surroundings
@@ -94,6 +97,7 @@ class LocalAws:
         self._lag = Lag(lag)
         self._peers = Peers(accounts)
         self._clock = Clock(stopped=stopped_clock)
+        self._metrics = Metrics(now=self._clock.now, shown=self._clock.shown)
 
     def start(self) -> dict[str, object]:
         """Start everything, then write and return the ready file's content.
@@ -134,7 +138,7 @@ class LocalAws:
         os.environ.update(environment)
         os.environ["MOTO_PORT"] = str(server.port)  # moto's state machine interpreter calls services there
         default_user_config["stepfunctions"] = {"execute_state_machine": True}
-        self._repair_moto()
+        self._repair_moto(account)
         self._resource_types = cloudformation.register(account)
 
         objects = Objects(account("s3"))
@@ -152,12 +156,14 @@ class LocalAws:
             children=children,
             environment=environment,
             lost=events.to_queue(account("sqs"), moto_state.failure_destination),
+            told=lambda name, outcome: self._metrics.of_function(name, outcome.written, failed=bool(outcome.error)),
         )
         cleanup.callback(functions.stop)
         iot_data = IotData(bus)
         step_functions = account("stepfunctions")
         delivery = events.Delivery(
-            {"lambda": functions.send, "states": states.starter(step_functions)}, events.to_dead_letters(account("sqs"))
+            {"lambda": functions.send, "states": states.starter(step_functions)},
+            [self._metrics.of_failed_delivery, events.to_dead_letters(account("sqs"))],
         )
         cleanup.callback(delivery.stop)
         scheduled = scheduled_rules.ScheduledRules(
@@ -193,15 +199,17 @@ class LocalAws:
         application.warm()
         bus.start()
         cleanup.callback(bus.stop)
-        self._clock.drive([scheduled])
+        self._clock.drive([scheduled, alarms.Alarms(now=self._clock.now, metrics=self._metrics)])
         cleanup.callback(self._clock.stop)
         server.start()
         return self._write_ready(cleanup, endpoint_url, host, port)
 
-    def _repair_moto(self) -> None:
+    def _repair_moto(self, account: Callable[..., Any]) -> None:
         # Before any service is used: what moto made before a repair would keep its old ways.
         memory.repair(self.state / "objects")
-        states.repair(events.emit, self._keys)
+        states.repair(self._metrics.of_executions(events.emit), self._keys)
+        metrics.repair(self._clock.now)
+        alarms.repair(alarms.Actions(events.emit, alarms.to_topics(cache(account)), self._clock.now))
         dynamodb.repair()
         scheduled_rules.repair()
         iot.repair()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -13,7 +14,7 @@ import time
 import uuid
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -41,10 +42,11 @@ class Function:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A handler's answer: JSON, and ``Unhandled`` if it is an error."""
+    """A handler's answer: JSON, and ``Unhandled`` if it is an error; and what it wrote into its log meanwhile."""
 
     payload: bytes
     error: str | None = None
+    written: bytes = b""
 
 
 class Reply(TypedDict, total=False):
@@ -111,29 +113,41 @@ class Worker:
         with self._lock:
             if self._stopped:
                 return None
-            # It may have died between two events, which Lambda makes nothing of either.
-            if self._process.poll() is not None:
-                self._process = self._start()
-            try:
-                # The import has a limit apart from the event's, as Lambda's init phase has.
-                if not self._ready:
-                    self._read(_INIT_S + self.function.timeout)
-                    self._ready = True
-                reply = self._ask(event, request_id)
-            except TimeoutError:
-                message = f"RequestId: {request_id} Error: Task timed out after {self.function.timeout:.2f} seconds"
-                return self._replace("Sandbox.Timedout", message)
-            except OSError as error:
-                return self._replace("Runtime.ExitError", f"RequestId: {request_id} Error: Runtime exited {error}")
-        if "error" in reply:
-            return Outcome(json.dumps(reply["error"]).encode(), "Unhandled")
-        return Outcome(reply["result"].encode())
+            began = self._log.stat().st_size if self._log.exists() else 0
+            outcome = self._answer(event, request_id)
+            return replace(outcome, written=self._written_since(began))
 
     def stop(self) -> None:
         """End the process when the event under way, if any, is answered."""
         with self._lock:
             self._stopped = True
             stop(self._process, grace=0.5)
+
+    def _answer(self, event: bytes, request_id: str) -> Outcome:
+        # It may have died between two events, which Lambda makes nothing of either.
+        if self._process.poll() is not None:
+            self._process = self._start()
+        try:
+            # The import has a limit apart from the event's, as Lambda's init phase has.
+            if not self._ready:
+                self._read(_INIT_S + self.function.timeout)
+                self._ready = True
+            reply = self._ask(event, request_id)
+        except TimeoutError:
+            message = f"RequestId: {request_id} Error: Task timed out after {self.function.timeout:.2f} seconds"
+            return self._replace("Sandbox.Timedout", message)
+        except OSError as error:
+            return self._replace("Runtime.ExitError", f"RequestId: {request_id} Error: Runtime exited {error}")
+        if "error" in reply:
+            return Outcome(json.dumps(reply["error"]).encode(), "Unhandled")
+        return Outcome(reply["result"].encode())
+
+    def _written_since(self, began: int) -> bytes:
+        # Whoever tidies up the logs loses the figures in them, and nothing else.
+        with contextlib.suppress(FileNotFoundError), self._log.open("rb") as log:
+            log.seek(began)
+            return log.read()
+        return b""
 
     def _ask(self, event: bytes, request_id: str) -> Reply:
         deadline = time.time() + self.function.timeout

@@ -44,6 +44,8 @@ class LambdaRuntime:
     lost
         Told of an event that a function failed at for good: the function's name, and the record that goes to its failure
         destination.
+    told
+        Told of each event that a function was at: the function's name, and what came of it.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class LambdaRuntime:
         children: Children,
         environment: Mapping[str, str],
         lost: Callable[[str, Mapping[str, object]], None] = lambda _name, _record: None,
+        told: Callable[[str, Outcome], None] = lambda _name, _outcome: None,
     ) -> None:
         self._lost = lost
+        self._told = told
         self._functions = functions
         self._state = state
         # Nothing else of this process's variables: a function that needs one has to fail here as it does on Lambda.
@@ -85,6 +89,7 @@ class LambdaRuntime:
         # The worker may be replaced between being found and being asked; its successor takes the event.
         while outcome is None:
             outcome = self._worker(_name(name_or_arn)).invoke(event, str(uuid.uuid4()))
+        self._told(_name(name_or_arn), outcome)
         return outcome
 
     def send(self, name_or_arn: str, event: bytes) -> None:

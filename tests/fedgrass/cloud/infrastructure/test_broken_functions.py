@@ -71,6 +71,13 @@ def test_with_every_function_broken_the_commands_say_so_and_lost_events_are_show
     assert failed is not None
     assert failed.status == "FAILED"
 
+    # Each of these is an alarm of the stack.
+    local_aws.advance(120)
+    alarms = local_aws.client("cloudwatch").describe_alarms(AlarmNamePrefix=f"fedgrass/{unique}/")["MetricAlarms"]
+    raised = {alarm["AlarmName"].rpartition("/")[2] for alarm in alarms if alarm["StateValue"] == "ALARM"}
+    assert raised >= {"open-round-errors", "record-update-errors", "execution-failed", "events-lost"}
+    assert {alarm["StateValue"] for alarm in alarms} == {"ALARM", "OK"}
+
 
 @pytest.mark.parametrize(
     "body", ["", "[]", "{}", '{"requestContext": {}}', '{"requestContext": {"functionArn": "x"}}', "\x00"]
