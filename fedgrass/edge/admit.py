@@ -24,8 +24,9 @@ from fedgrass.bundle import Bundle
 from fedgrass.data_settings import DataSettings
 from fedgrass.edge import settings
 from fedgrass.edge.admissions import Admission
+from fedgrass.edge.child import ForkedChild
 from fedgrass.edge.device_models import FLEET
-from fedgrass.edge.judging import Case, Judgement, judge_apart
+from fedgrass.edge.judging import Case, Judgement, be_judge, judge_apart
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import EXIT_CONFIGURATION, ModelDeployerSettings, RuntimeSettings
 from fedgrass.errors import BundleError, ConfigurationError, FedgrassError, IpcError
@@ -213,8 +214,17 @@ def main() -> int:
     log = Log("fedgrass.edge.admit", thing=os.environ.get("AWS_IOT_THING_NAME", ""))
     store = ModelStore(arguments.store)
     try:
+        # Forked first: threads and sockets of the connection to the nucleus are not the judge's.
+        judge = ForkedChild(be_judge)
         ipc, runtime, deployer = _surroundings(log)
-        admission = admit(arguments.artifacts, store, runtime, deployer, log.bind(fleet=runtime.fleet))
+        admission = admit(
+            arguments.artifacts,
+            store,
+            runtime,
+            deployer,
+            log.bind(fleet=runtime.fleet),
+            judged=lambda case: judge_apart(case, start=lambda: judge),
+        )
     except FedgrassError as error:
         log.log_event("admission_failed", code=error.code, reason=str(error))
         return EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else EXIT_FAILED

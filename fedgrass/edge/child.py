@@ -1,8 +1,9 @@
 """A component's child process, for work that may kill whoever does it: an engine's native code, or memory that runs out.
 
-A fresh interpreter, not a fork: what the component holds stays its own (the IPC library's sockets and threads, the lock of
-`fedgrass.edge.life`). It is told what to do by lines on its standard input, and answers by lines on its standard output; what it
-prints besides goes to the component's standard output. It ends with the component, whatever that ends of.
+A fresh interpreter: what the component holds stays its own (the IPC library's sockets and threads, the lock of
+`fedgrass.edge.life`). A script that holds nothing yet may fork it, which spares an interpreter's start and its imports. The child
+is told what to do by lines on its standard input, and answers by lines on its standard output; what it prints besides goes to the
+component's standard output. It ends with the component, whatever that ends of.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import select
 import signal
 import subprocess
 import sys
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Protocol, cast
 
@@ -30,6 +34,8 @@ _STANDARD_OUTPUT = 1
 _LEAVING = {signal.SIGTERM, signal.SIGINT}
 # How long a child whose input was closed may take to end before it is killed.
 _LEAVING_SECONDS = 5.0
+# Between two looks whether a fork has ended; its answers are not waited for so.
+_LOOK_SECONDS = 0.01
 
 
 class Running(Protocol):
@@ -60,11 +66,8 @@ class Child:
     """
 
     def __init__(self, module: str, *arguments: str) -> None:
-        # Counted before and after: SIGKILL alone does not say that memory was the reason.
-        self._kills = _out_of_memory_kills()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEAVING)
-        try:
-            self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and a module of ours
+        def start() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(  # noqa: S603 - this interpreter, and a module of ours
                 [sys.executable, "-m", module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -72,6 +75,15 @@ class Child:
                 # Unbuffered, so that `select` and `read` see the same bytes.
                 bufsize=0,
             )
+
+        self._begin(start)
+
+    def _begin(self, start: Callable[[], subprocess.Popen[bytes] | _Fork]) -> None:
+        # Counted before and after: SIGKILL alone does not say that memory was the reason.
+        self._kills = _out_of_memory_kills()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEAVING)
+        try:
+            self._process = start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._in, self._out = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
@@ -137,6 +149,73 @@ class Child:
             code = self._process.wait()
         self._out.close()
         return _in_words(code, out_of_memory=_out_of_memory_kills() > self._kills)
+
+
+class ForkedChild(Child):
+    """A child that is a fork of this process: of a script that has no thread and nothing open yet that is its own.
+
+    Parameters
+    ----------
+    run
+        What the child does, given this process's number; it begins with `become_child`, and returns the exit code.
+    """
+
+    def __init__(self, run: Callable[[int], int]) -> None:
+        self._begin(lambda: _Fork(run))
+
+
+class _Fork:
+    """What `Child` needs of a `subprocess.Popen`."""
+
+    def __init__(self, run: Callable[[int], int]) -> None:
+        # What is buffered here would be written by both.
+        sys.stdout.flush()
+        parent, (orders, ours), (theirs, answers) = os.getpid(), os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                # As the fresh interpreter has them; the pipes' other ends, left open, would hide the parent's.
+                for source, target in ((_STANDARD_OUTPUT, 2), (orders, 0), (answers, _STANDARD_OUTPUT)):
+                    os.dup2(source, target)
+                for descriptor in (orders, ours, theirs, answers):
+                    os.close(descriptor)
+                code = run(parent)
+                sys.stdout.flush()
+            except SystemExit as leaving:
+                code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+            except BaseException:  # noqa: BLE001 - as an interpreter ends: nothing may return to the parent's code
+                traceback.print_exc()
+            finally:
+                # Not sys.exit, for that ends what is the parent's, and unloading LiteRT takes longer than much of the rest.
+                os._exit(code)
+        os.close(orders)
+        os.close(answers)
+        self.stdin, self.stdout = os.fdopen(ours, "wb", buffering=0), os.fdopen(theirs, "rb", buffering=0)
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        if self._code is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # whoever started this process has SIGCHLD ignored: no child's end is told
+                self._code = 0
+            else:
+                self._code = os.waitstatus_to_exitcode(status) if pid else None
+        return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("fork", cast("float", timeout))
+            time.sleep(_LOOK_SECONDS)
+        return code
+
+    def kill(self) -> None:
+        # One that was waited for has given its number back.
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def _in_words(code: int, *, out_of_memory: bool) -> str:

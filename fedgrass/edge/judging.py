@@ -1,6 +1,7 @@
 """A model judged in a separate process, which its native code, or the memory that it takes, may end.
 
-``python -m fedgrass.edge.judging PARENT`` reads a `Case` from its standard input and answers with a `Judgement`, each a line.
+The process (`be_judge`, or ``python -m fedgrass.edge.judging PARENT``) reads a `Case` from its standard input and answers with a
+`Judgement`, each a line.
 """
 
 from __future__ import annotations
@@ -65,7 +66,15 @@ class Judgement(BaseModel):
 def judge_apart(
     case: Case, *, start: Callable[[], Running] = lambda: Child("fedgrass.edge.judging", str(os.getpid()))
 ) -> Judgement:
-    """Judge a model in a child; one that dies of it has refused the model."""
+    """Judge a model in a child; one that dies of it has refused the model.
+
+    Parameters
+    ----------
+    case
+        What to judge.
+    start
+        Starts the child, or returns one that waits already.
+    """
     child, said = start(), b""
     try:
         child.tell(case.model_dump_json(by_alias=True).encode() + b"\n")
@@ -151,15 +160,18 @@ def _finite(metrics: dict[str, float]) -> dict[str, float]:
     return dict([(name, value) for name, value in metrics.items() if math.isfinite(value)][:MOST_METRICS])
 
 
-def main() -> int:
-    """Be the child of the process whose number is given."""
-    orders, answers = become_child(int(sys.argv[1]))
+def be_judge(parent: int) -> int:
+    """Be the child of the process whose number is given, and judge one case for it; returns the exit code."""
+    orders, answers = become_child(parent)
     logs.configure()
     log = Log("fedgrass.edge.admit", thing=os.environ.get("AWS_IOT_THING_NAME", ""))
     with os.fdopen(orders, "rb") as lines:
-        case = Case.model_validate_json(lines.readline())
+        line = lines.readline()
+    # Nothing to judge: the model is active already, or was refused before.
+    if not line:
+        return 0
     try:
-        judgement = judge_here(case, log)
+        judgement = judge_here(Case.model_validate_json(line), log)
     except MemoryError:
         return EXIT_MEMORY
     os.write(answers, judgement.model_dump_json().encode() + b"\n")
@@ -167,7 +179,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
+    code = be_judge(int(sys.argv[1]))
     sys.stdout.flush()
     # Not sys.exit: unloading LiteRT takes longer than much of the rest.
     os._exit(code)

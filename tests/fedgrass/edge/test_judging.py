@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,21 @@ import pytest
 from fedgrass.bundle import Bundle
 from fedgrass.data import DataSettings
 from fedgrass.edge.admit import admit
+from fedgrass.edge.judging import Case, Judgement, judge_here
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
 from fedgrass.logs import Log
 from tests.fedgrass.edge import digits
+from tests.fixtures.waiting import PATIENCE
+
+FORKING = """
+import sys, threading
+from fedgrass.edge.child import ForkedChild
+from fedgrass.edge.judging import Case, be_judge, judge_apart
+assert threading.active_count() == 1
+judge = ForkedChild(be_judge)
+print(judge_apart(Case.model_validate_json(sys.argv[1]), start=lambda: judge).model_dump_json())
+"""
 
 
 def segfaults(*_: object) -> None:
@@ -39,7 +52,7 @@ def is_broken(*_: object) -> None:
 LINE_OF_BROKEN = is_broken.__code__.co_firstlineno + 2
 
 
-@pytest.mark.parametrize(
+ends = pytest.mark.parametrize(
     ("loader", "reason"),
     [
         ("segfaults", "its admission died by signal 11 (SIGSEGV)"),
@@ -47,6 +60,9 @@ LINE_OF_BROKEN = is_broken.__code__.co_firstlineno + 2
         ("is_broken", f"ZeroDivisionError: division by zero (test_judging.py, line {LINE_OF_BROKEN}, in is_broken)"),
     ],
 )
+
+
+@ends
 def test_a_model_that_ends_whoever_judges_it_is_refused_and_the_one_before_stays(
     tmp_path: Path, loader: str, reason: str
 ) -> None:
@@ -61,3 +77,38 @@ def test_a_model_that_ends_whoever_judges_it_is_refused_and_the_one_before_stays
     active = store.active()
     assert active is not None
     assert active.manifest.version == admission.active_version == "1.0.0"
+
+
+def case_of(folder: Path, data: DataSettings) -> Case:
+    better = digits.version(folder / "better", "1.1.0", digits.trained())
+    return Case(
+        candidate=better.folder,
+        active=digits.BUNDLE,
+        builders=folder / "builders",
+        runtime=RuntimeSettings(fleet="f", data=data),
+        deployer=ModelDeployerSettings(),
+    )
+
+
+def judged_in_a_fork(case: Case) -> Judgement:
+    command = [sys.executable, "-c", FORKING, case.model_dump_json(by_alias=True)]
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    return Judgement.model_validate_json(done.stdout.splitlines()[-1])
+
+
+@ends
+def test_who_judges_in_a_fork_of_the_script_ends_alike(tmp_path: Path, loader: str, reason: str) -> None:
+    judgement = judged_in_a_fork(case_of(tmp_path, DataSettings(loader=f"tests.fedgrass.edge.test_judging:{loader}")))
+    assert (judgement.admitted, judgement.reason) == (False, reason)
+
+
+def test_a_fork_comes_to_the_same_verdict_by_the_same_figures(tmp_path: Path) -> None:
+    case = case_of(tmp_path, digits.settings_for(digits.write_data(tmp_path / "data.npz")))
+    here, apart = judge_here(case, Log("test")), judged_in_a_fork(case)
+    # What a run takes of time and memory differs from run to run.
+    for judgement in (here, apart):
+        for measured in ("latency_ms", "memory_mb"):
+            judgement.metrics.pop(measured)
+    assert here.admitted
+    assert apart == here
