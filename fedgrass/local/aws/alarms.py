@@ -20,6 +20,7 @@ from moto.cloudwatch.models import Alarm, CloudWatchBackend, MetricDatumBase, St
 from fedgrass.errors import FedgrassError
 from fedgrass.local.aws.account import ACCOUNT, REGION
 from fedgrass.local.aws.alarm_state import ALARM, EXTRA_PERIODS, INSUFFICIENT_DATA, judge
+from fedgrass.local.aws.clock import let
 from fedgrass.local.aws.metrics import Metrics, naive
 from fedgrass.local.aws.notices import event_of, notice_of
 from fedgrass.local.aws.overrides import override
@@ -107,7 +108,7 @@ class Alarms:
         self._metrics.forget()
         data = _by_metric(cloudwatch_backends[ACCOUNT][REGION].metric_data)
         for alarm in alarms:
-            _look(alarm, data, end)
+            let(alarm.name, _look, alarm, data, end)
         # Of the minute that begins, which the next look is about.
         self._metrics.of_queues()
 
@@ -194,7 +195,7 @@ def _values(alarm: Alarm, data: Data, end: datetime, period: timedelta, count: i
     first = naive(end - period * count)
     periods = [Statistics([alarm.statistic], first + period * n) for n in range(count)]
     for datum in found:
-        index = (_untimed(datum.timestamp) - first) // period
+        index = (naive(datum.timestamp) - first) // period
         if 0 <= index < count and alarm.unit in (None, datum.unit):
             periods[index].metric_data.append(datum)
     values = [one.get_statistics_for_type(alarm.statistic) if one.metric_data else None for one in periods]
@@ -229,11 +230,6 @@ def _by_metric(figures: Iterable[MetricDatumBase]) -> Data:
 
 def _key(namespace: str, name: str, of: Alarm | MetricDatumBase) -> object:
     return namespace, name, frozenset((dimension.name, dimension.value) for dimension in of.dimensions)
-
-
-def _untimed(timestamp: datetime) -> datetime:
-    # Figures that came by the API may have a time zone.
-    return timestamp if timestamp.tzinfo is None else naive(timestamp)
 
 
 def _minute(time: datetime) -> datetime:

@@ -121,11 +121,12 @@ class Clock:
 
     def _happen(self) -> None:
         for part in self._parts:
-            _let(part, self.now())
+            let(type(part).__name__, part.happen, self.now())
 
 
-def _let(part: Part, now: datetime) -> None:
+def let(name: str, happen: Callable[..., object], *arguments: object) -> None:
+    """Call something that must not stop the others, nor the clock, if it fails; ``name`` is what the log has of it."""
     try:
-        part.happen(now)
-    except Exception:  # noqa: BLE001 - one that fails must not stop the others, nor the clock
-        log_event("clock_part_failed", part=type(part).__name__)
+        happen(*arguments)
+    except Exception:  # noqa: BLE001 - whatever moto raises at a target that it does not know, for instance
+        log_event("clock_part_failed", part=name)

@@ -60,8 +60,8 @@ def repair(now: Callable[[], datetime]) -> None:
 
 
 def naive(time: datetime) -> datetime:
-    """Return a time in UTC as moto has them, without a time zone."""
-    return time.astimezone(timezone.utc).replace(tzinfo=None)
+    """Return a time in UTC as moto has most of them, without a time zone; one without is one already."""
+    return time if time.tzinfo is None else time.astimezone(timezone.utc).replace(tzinfo=None)
 
 
 class Metrics:
@@ -157,8 +157,8 @@ class Metrics:
         """Drop what the service would no longer have."""
         backend, first = _backend(), naive(self._now() - _KEPT)
         with self._lock:
-            if backend.metric_data and backend.metric_data[0].timestamp < first:
-                backend.metric_data[:] = [one for one in backend.metric_data if one.timestamp >= first]
+            if backend.metric_data and naive(backend.metric_data[0].timestamp) < first:
+                backend.metric_data[:] = [one for one in backend.metric_data if naive(one.timestamp) >= first]
 
     def _embedded(self, function: str, line: bytes) -> None:
         try:

@@ -6,30 +6,44 @@ import threading
 import uuid
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
+from moto.cloudformation.exceptions import ValidationError
 from moto.events.exceptions import ValidationException
 from moto.events.models import EventsBackend, Rule, events_backends
 from moto.events.utils import EventMessageType
 
 from fedgrass.local.aws.account import ACCOUNT, REGION
+from fedgrass.local.aws.clock import let
 from fedgrass.local.aws.overrides import override
 from fedgrass.local.aws.schedules import parse
+
+_REFUSAL = "Parameter ScheduleExpression is not valid."
 
 
 def repair() -> None:
     """Have moto refuse a schedule that the service refuses; it takes ``rate(1 minutes)`` and any ``cron(…)``."""
     put_rule = EventsBackend.put_rule
+    create, update = Rule.create_from_cloudformation_json, Rule.update_from_cloudformation_json
 
-    def put_checked(backend: EventsBackend, *names: str, **options: object) -> Rule:
-        expression = options.get("scheduled_expression")
-        if expression:
-            try:
-                parse(str(expression))
-            except ValueError as error:
-                raise ValidationException("Parameter ScheduleExpression is not valid.") from error
-        return put_rule(backend, *names, **options)  # type: ignore[arg-type]  # as moto's own calls give them
+    def put_checked(backend: EventsBackend, *names: Any, **options: Any) -> Rule:
+        if not _is_sound(options.get("scheduled_expression")):
+            raise ValidationException(_REFUSAL)
+        return put_rule(backend, *names, **options)
+
+    # moto deletes a rule that a stack changes before it puts the new one, and answers with what CloudFormation's clients cannot
+    # read.
+    def create_checked(name: str, described: dict[str, Any], *account: str, **options: Any) -> Rule:
+        _require_sound(described)
+        return create(name, described, *account, **options)
+
+    def update_checked(**options: Any) -> Rule:
+        _require_sound(options["cloudformation_json"])
+        return update(**options)
 
     override(EventsBackend, "put_rule", put_checked)
+    override(Rule, "create_from_cloudformation_json", create_checked)
+    override(Rule, "update_from_cloudformation_json", update_checked)
 
 
 class ScheduledRules:
@@ -93,7 +107,19 @@ class ScheduledRules:
             if name in rules:
                 event = _event(rules[name], due)
                 for _ in range(1 + self._repeats()):
-                    self._send(rules[name], event)
+                    let(name, self._send, rules[name], event)
+
+
+def _is_sound(expression: str | None) -> bool:
+    try:
+        return not expression or bool(parse(expression))
+    except ValueError:
+        return False
+
+
+def _require_sound(described: dict[str, Any]) -> None:
+    if not _is_sound(described["Properties"].get("ScheduleExpression")):
+        raise ValidationError(message=_REFUSAL)
 
 
 def _enabled() -> dict[str, Rule]:

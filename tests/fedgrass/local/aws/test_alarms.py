@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from moto.cloudwatch.models import CloudWatchBackend
 
+from fedgrass.local.aws import metrics
 from fedgrass.local.aws.alarm_state import EXTRA_PERIODS, judge
 from fedgrass.local.aws.client import LocalAwsProcess
+from fedgrass.local.aws.metrics import Metrics
 from tests.fixtures.functions import function, role
 from tests.fixtures.waiting import eventually
 
@@ -122,7 +125,7 @@ def test_an_alarm_begins_without_data_and_goes_by_its_metric(local_aws: LocalAws
     alarm.cloudwatch.put_metric_alarm(**{**alarm.options, "Threshold": 2})
     assert alarm.state == "ALARM"
     assert alarm.after_a_minute() == "OK"
-    alarm.put(1)
+    alarm.put(1, Timestamp=local_aws.advance(0))
     assert alarm.after_a_minute() == "ALARM"
     # Its last datum counts for as long as it is within the periods that are looked at.
     local_aws.advance(3 * 300)
@@ -296,3 +299,23 @@ def test_a_failed_execution_an_event_that_nobody_takes_and_a_waiting_message_rea
     events.put_events(Entries=[{"Source": unique, "DetailType": "Test", "Detail": "{}"}])
     for alarm in alarms:
         eventually(lambda alarm=alarm: alarm.after_a_minute() == "ALARM", alarm.name)  # type: ignore[misc]
+
+
+def test_figures_of_one_minute_are_one_entry_and_those_of_two_weeks_ago_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend = CloudWatchBackend("us-east-1", "1")
+    monkeypatch.setattr(metrics, "_backend", lambda: backend)
+    times = [datetime(2026, 12, 1, 12, 0, second, tzinfo=timezone.utc) for second in range(60)]
+    now = iter([*times, times[0] + timedelta(minutes=1)])
+    figures = Metrics(now=lambda: next(now), shown=lambda at: at)
+    for value in range(60):
+        figures.add("test", "Value", {"Fleet": "mill"}, value)
+    figures.add("test", "Value", {"Fleet": "mill"}, -5, 5)
+    assert [(one.min, one.max, one.sum, one.sample_count) for one in backend.metric_data] == [  # type: ignore[attr-defined]
+        (0, 59, sum(range(60)), 60),
+        (-5, 5, 0, 2),
+    ]
+    later = times[0] + timedelta(days=15, seconds=61)
+    Metrics(now=lambda: later, shown=lambda at: at).forget()
+    assert [one.timestamp for one in backend.metric_data] == []

@@ -11,11 +11,15 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from moto.events.models import Rule
+from moto.events.utils import EventMessageType
 
 from fedgrass.errors import ConfigurationError
+from fedgrass.local.aws import scheduled_rules
 from fedgrass.local.aws.advance import advance
 from fedgrass.local.aws.client import LocalAwsProcess
 from fedgrass.local.aws.clock import Clock
+from fedgrass.local.aws.scheduled_rules import ScheduledRules
 from tests.fixtures.functions import RECORDER, function, role, table
 from tests.fixtures.places import ROOT
 from tests.fixtures.waiting import eventually
@@ -232,3 +236,38 @@ def test_the_command_lets_time_pass_and_says_what_it_lacks(local_aws: LocalAwsPr
     assert without.stderr.startswith("AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID not set")
     with pytest.raises(ConfigurationError, match="is not of this start of the local AWS"):
         advance(local_aws.endpoint_url, "another", 1)
+
+
+def test_a_busy_account_may_deliver_a_scheduled_event_twice_and_a_target_that_fails_stops_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    due = NOON + MINUTE
+    rules = {
+        name: Rule(name, "1", "us-east-1", None, None, "rate(1 minute)", None, "default", "ENABLED")  # type: ignore[abstract]
+        for name in ("broken", "sound")
+    }
+    monkeypatch.setattr(scheduled_rules, "_enabled", lambda: rules)
+    sent: list[tuple[str, str]] = []
+
+    def send(rule: Rule, event: EventMessageType) -> None:
+        if rule.name == "broken":
+            raise NotImplementedError
+        sent.append((rule.name, event["id"]))
+
+    repeats = [True, False]
+    part = ScheduledRules(now=lambda: NOON, send=send, repeats=lambda: repeats.pop())
+    part.refresh()
+    assert part.due() == due
+    part.happen(NOON)
+    assert sent == []
+    # As after a machine's sleep: once for all that was missed, and then in the rhythm that it had.
+    part.happen(due + 90 * MINUTE + timedelta(seconds=20))
+    assert [name for name, _ in sent] == ["sound", "sound"]
+    assert len({event for _, event in sent}) == 1
+    assert part.due() == due + 91 * MINUTE
+    # A rule that is gone or disabled when it would be due, is not due.
+    rules.clear()
+    part.happen(due + 91 * MINUTE)
+    assert len(sent) == 2
+    part.refresh()
+    assert part.due() is None

@@ -318,3 +318,24 @@ def test_of_the_fleets_own_template_only_what_the_docs_name_is_skipped() -> None
     # In a separate process: moto looks for types once, and another test may have made it look.
     found = subprocess.run([sys.executable, "-c", KNOWN], capture_output=True, text=True, check=True)
     assert types - set(found.stdout.split()) == SKIPPED
+
+
+def test_a_stack_with_a_schedule_that_the_service_refuses_is_refused_and_its_rule_stays(
+    local_aws: LocalAwsProcess, unique: str
+) -> None:
+    client, events = local_aws.client("cloudformation"), local_aws.client("events")
+
+    def body(expression: str) -> str:
+        rule = {"Type": "AWS::Events::Rule", "Properties": {"Name": unique, "ScheduleExpression": expression}}
+        return json.dumps({"Resources": {"Rule": rule}})
+
+    with pytest.raises(client.exceptions.ClientError, match="ScheduleExpression is not valid"):
+        client.create_stack(StackName=f"{unique}-bad", TemplateBody=body("cron(0 2 * * * *)"))
+    client.create_stack(StackName=unique, TemplateBody=body("cron(0 2 * * ? *)"))
+    with pytest.raises(client.exceptions.ClientError, match="ScheduleExpression is not valid"):
+        client.update_stack(StackName=unique, TemplateBody=body("rate(1 minutes)"))
+    [rule] = events.list_rules(NamePrefix=unique)["Rules"]
+    assert rule["ScheduleExpression"] == "cron(0 2 * * ? *)"
+    client.update_stack(StackName=unique, TemplateBody=body("rate(1 minute)"))
+    [rule] = events.list_rules(NamePrefix=unique)["Rules"]
+    assert rule["ScheduleExpression"] == "rate(1 minute)"
