@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from fedgrass.profile.features import feature_names
 from fedgrass.protocol.profile import Feature, Profile
 from fedgrass.statistics import statistics_of
 from fedgrass.tensors import Array
+
+_EQUAL = 1e-12
+"""Deviations, as shares of the mean, below which a feature is the same everywhere."""
 
 
 def adapt(bundle: Bundle, profile: Profile, folder: Path, *, version: str = "") -> Bundle:
@@ -103,8 +107,20 @@ def _normalization(manifest: Manifest, profile: Profile) -> Parameters:
         if len(profile.features) % max(1, wanted.size):
             raise DataError(f"{name!r} has {wanted.size} values, the profile {len(profile.features)} features")
         mean, variance = _pooled(profile.features, wanted.size)
+        _require_held(variance, profile.features, name)
         found[name] = (mean if kinds[name] == "mean" else variance).reshape(wanted.shape).astype(wanted.dtype)
     return found
+
+
+def _require_held(variance: Array, features: tuple[Feature, ...], name: str) -> None:
+    """Raise `DataError` if a variance is infinite in the model's numbers: the layer would make 0 of all values."""
+    most = float(np.finfo(np.float32).max)
+    if (variance > most).any():
+        at = int(np.argmax(variance > most))
+        raise DataError(
+            f"{name!r}: feature {features[at].name!r} has a deviation of {np.sqrt(variance[at]):.3g}; a model scales by "
+            f"{math.sqrt(most):.2g} at most. Take another unit for it in the data loader, and another profile"
+        )
 
 
 def _pooled(features: tuple[Feature, ...], size: int) -> tuple[Array, Array]:
@@ -118,5 +134,6 @@ def _pooled(features: tuple[Feature, ...], size: int) -> tuple[Array, Array]:
     share = count / np.maximum(count.sum(axis=0), 1)
     middle = (share * mean).sum(axis=0)
     spread = (share * (variance + np.square(mean - middle))).sum(axis=0)
-    # A feature that is the same everywhere is left in its unit: the layer would divide what differs one day by almost nothing.
-    return middle, np.where(spread > 0, spread, 1.0)
+    # A feature that is the same everywhere, but for float64's rounding, is left in its unit: the layer would divide what differs
+    # one day by almost nothing.
+    return middle, np.where(np.sqrt(spread) > _EQUAL * np.abs(middle), spread, 1.0)

@@ -93,7 +93,8 @@ class FeatureSums:
         apart = np.where(there, x - mean, 0.0)
         # The mean's own rounding is taken out again (the corrected two-pass algorithm, same source).
         rest = apart.sum(axis=0)
-        m2 = np.maximum(np.square(apart).sum(axis=0) - rest * rest / divisor, 0.0)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float64 is refused when it is written
+            m2 = np.maximum(np.square(apart).sum(axis=0) - rest * rest / divisor, 0.0)
         self.low = np.minimum(self.low, np.where(there, x, np.inf).min(axis=0, initial=np.inf))
         self.high = np.maximum(self.high, np.where(there, x, -np.inf).max(axis=0, initial=-np.inf))
         self._join(count, mean + rest / divisor, m2)
@@ -152,7 +153,8 @@ class FeatureSums:
         # Where both sides are empty the mean stays 0, without a warning of 0 / 0.
         share = np.divide(count, total, out=np.zeros_like(total), where=total > 0)
         apart = mean - self.mean
-        self.m2 = self.m2 + m2 + apart * apart * self.count * share
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.m2 = self.m2 + m2 + apart * apart * self.count * share
         # Of two equal sides neither has to be the first.
         self.mean = self.mean * (1 - share) + mean * share
         self.count = total

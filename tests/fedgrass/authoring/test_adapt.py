@@ -19,6 +19,7 @@ from fedgrass.inference import Application
 from fedgrass.manifest import INFERENCE, parse_manifest
 from fedgrass.profile.adapt import adapt
 from fedgrass.profile.features import feature_names
+from fedgrass.profile.sums import FeatureSums
 from fedgrass.protocol.profile import Feature, Profile
 from tests.fedgrass.simulation.conftest import run
 
@@ -101,6 +102,25 @@ def test_an_adapted_model_trains_and_infers_as_one_on_scaled_inputs(tmp_path: Pa
     np.testing.assert_allclose([application(one[np.newaxis])[0] for one in x[:8]], expected[:8], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(3,), (4, 3)])
+def test_a_feature_that_is_the_same_on_all_devices_keeps_its_unit(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    bundle = exported(tmp_path / "raw", shape)
+    x, _ = examples(shape)
+    x[..., 1] = 98.6
+    total = FeatureSums(x[0].size)
+    for device in np.array_split(x.reshape(len(x), -1), 7):
+        sums = FeatureSums(x[0].size)
+        sums.add(device)
+        total.merge(sums)  # a mean of means leaves a variance of some 1e-29
+    features = tuple(
+        Feature(name=name, count=len(x), missing=0, mean=float(total.mean[at]), variance=float(total.variance[at]))
+        for at, name in enumerate(feature_names(bundle.manifest))
+    )
+    found = adapt(bundle, profile_of(bundle, x, features=features), tmp_path / "adapted").parameters()
+    np.testing.assert_allclose(found[FIXED[0]].reshape(-1)[1], 98.6, rtol=1e-6)
+    assert found[FIXED[1]].reshape(-1)[1] == 1
+
+
 def shared_of_plain(plain: Bundle, name: str) -> dict[str, Any]:
     """Both begin from the same weights; made apart, they are the same seed's, but need not be."""
     return dict(plain.parameters()) if name == "adapted" else {}
@@ -137,6 +157,9 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     bundle, plain = exported(tmp_path / "raw", (3,)), exported(tmp_path / "plain", (3,), normalized=False)
     x, _ = examples((3,))
     profile = profile_of(bundle, x)
+    far = profile.features[0].model_copy(update={"variance": 1e60})
+    with pytest.raises(DataError, match=r"feature 'x\[0\]' has a deviation of 1e\+30.*another unit"):
+        adapt(bundle, profile_of(bundle, x, features=(far, *profile.features[1:])), tmp_path / "adapted")
     with pytest.raises(DataError, match=r"does not normalize its input.*Normalization"):
         adapt(plain, profile, tmp_path / "made")
     other = profile.model_copy(update={"features": profile.features[::-1]})
