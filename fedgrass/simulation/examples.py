@@ -79,7 +79,7 @@ class Examples:
         return Checked(Part(self.source, indices))
 
 
-def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Examples:
+def prepare(simulation: Simulation, manifest: Manifest, scratch: Path, *, keep_missing: bool = False) -> Examples:
     """Read the data, keep some back, deal the others out to devices, and write what worker processes map.
 
     Parameters
@@ -90,6 +90,8 @@ def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Exampl
         Of the model that they must fit.
     scratch
         Folder for what the workers map.
+    keep_missing
+        Whether values of x may be missing, and stay NaN, as statistics count them.
 
     Returns
     -------
@@ -102,9 +104,11 @@ def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Exampl
         If the data are missing, do not fit the model, or are too few.
     """
     _require_attackable(simulation, manifest)
-    source = _opened(simulation, manifest)
-    # All examples once, here, instead of each device's in each of its rounds.
-    check_dataset(Part(source, np.arange(len(source))), manifest)
+    source = _opened(simulation, manifest, keep_missing=keep_missing)
+    # All examples once, here, instead of each device's in each of its rounds. What may be missing is measured, by what
+    # checks for itself, and not trained on.
+    if not keep_missing:
+        check_dataset(Part(source, np.arange(len(source))), manifest)
     kept, pool = _kept_back(simulation, manifest, source)
     scheme = PartitionScheme.parse(simulation.partition)
     labels = np.concatenate(
@@ -184,16 +188,17 @@ def _array(path: Path) -> Array:
     return np.asarray(np.load(path, mmap_mode="r"))  # a plain view: NumPy's own class for mapped files is slow to index
 
 
-def _opened(simulation: Simulation, manifest: Manifest) -> Source:
+def _opened(simulation: Simulation, manifest: Manifest, *, keep_missing: bool = False) -> Source:
     if not simulation.data and not simulation.loader:
         if int(np.prod(manifest.x.shape)) != 64:
             raise ConfigurationError(
                 f"model {manifest.name!r} takes {list(manifest.x.shape)}, the digits are of 64 pixels: name your data with --data"
             )
         return digits(manifest.x.shape)
-    return _read(simulation, simulation.data, manifest)
+    return _read(simulation, simulation.data, manifest, keep_missing=keep_missing)
 
 
-def _read(simulation: Simulation, path: str, manifest: Manifest) -> Source:
+def _read(simulation: Simulation, path: str, manifest: Manifest, *, keep_missing: bool = False) -> Source:
     loader = simulation.loader or loader_of(Path(path))
-    return open_source(DataSettings(loader=loader, path=path, label=simulation.label), manifest)
+    settings = DataSettings(loader=loader, path=path, label=simulation.label)
+    return open_source(settings.keeping_missing() if keep_missing else settings, manifest)

@@ -75,12 +75,15 @@ def simulate_profile(
     (100.0, 'x[0,0,0]', 66)
     """
     settings = FleetSettings().overridden({"statistics": statistics or {}, "privacy": privacy or {}})
+    # A file looked at whole is a fleet of one.
+    if options.get("devices") == 1:
+        settings = settings.overridden({"min_updates": 1})
     settings.overridden({"task": "statistics"})  # refuses what does not go with it, before anything is read
     devices = options.get("devices", Simulation.model_fields["devices"].default)
     cohort = min(devices, Simulation.model_fields["cohort"].default)
     base, simulation = start_of(bundle, {"cohort": cohort, **options, "fleet": settings})
     with tempfile.TemporaryDirectory(prefix="fedgrass-profile-") as scratch:
-        examples = prepare(simulation, base.manifest, Path(scratch))
+        examples = prepare(simulation, base.manifest, Path(scratch), keep_missing=True)
         # Without the operator's bounds a first round finds each feature's ends; the second has histograms between
         # them.
         profile = _round(1, base, simulation, examples, Path(scratch), None, done)

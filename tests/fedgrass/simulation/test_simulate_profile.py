@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +44,28 @@ def test_a_fleets_profile_is_that_of_its_data_in_one_place(tmp_path: Path) -> No
         for one in feature.quantiles:
             assert abs(one.value - np.quantile(wide[:, at], one.share, method="inverted_cdf")) <= one.error
     assert [label.count for label in profile.labels] == [40] * 10
+
+
+@pytest.mark.parametrize("devices", [1, 5])
+def test_missing_values_are_counted_as_devices_count_them(tmp_path: Path, devices: int) -> None:
+    x = np.random.default_rng(0).normal(5, 2, size=(100, 8, 8, 1)).astype(np.float32)
+    x[::3, 0, 0], x[::5, 0, 1], x[:, 0, 2] = np.nan, -np.inf, np.nan
+    np.savez(tmp_path / "data.npz", x=x, y=(np.arange(100) % 10).astype(np.int32))
+    options: dict[str, Any] = {
+        "data": str(tmp_path / "data.npz"),
+        "devices": devices,
+        "examples": 0,
+        "partition": "iid",
+        "held_out": 0.01,
+    }
+    profile = fedgrass.simulate_profile(digits_bundle(), tmp_path / "profile.json", **options)
+    held = np.random.default_rng((0, 0)).permutation(100)[:1]
+    wide = np.delete(x.reshape(100, 64).astype(np.float64), held, axis=0)
+    wide[np.isinf(wide)] = np.nan
+    assert [feature.missing for feature in profile.features] == np.isnan(wide).sum(axis=0).tolist()
+    assert profile.features[2].mean is None
+    means = [feature.mean for feature in profile.features if feature.mean is not None]
+    np.testing.assert_allclose(means, np.nanmean(np.delete(wide, 2, axis=1), axis=0), rtol=1e-12)
 
 
 def test_devices_that_are_only_unlike_are_not_flagged(tmp_path: Path) -> None:
