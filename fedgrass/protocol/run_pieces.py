@@ -19,6 +19,10 @@ from fedgrass.protocol.items import Table, items_below
 from fedgrass.protocol.names import FleetName, RoundNumber
 from fedgrass.protocol.records import Record, RoundRecord
 
+_QUERIES = 10  # for one page; each finds one run at least
+_MOST = 999_999
+_AFTER_ALL = "run$"  # the character after '#'
+
 
 class RunPiece(Record):
     """Rounds of a run that are of one execution; it is written with each opening."""
@@ -91,6 +95,47 @@ def run_rounds(rounds: Table, fleet: str, record: RoundRecord) -> RunRounds:
         items_below(rounds, "key", fleet, _prefix(first_round(record)), consistent=True)
     )
     return RunRounds(tuple(map(RunPiece.from_item, items)) or (piece_with(record, 0),))
+
+
+def newest_runs(rounds: Table, fleet: str, limit: int, before: int = 0) -> tuple[list[RunPiece], int]:
+    """Find the newest runs without reading the pieces of all.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    fleet
+        The fleet's name.
+    limit
+        Runs at most.
+    before
+        Only those whose first round has a lower number; 0: from the newest on.
+
+    Returns
+    -------
+    tuple
+        The newest piece of each run, and the ``before`` with which older ones follow; 0 at the end.
+    """
+    found: dict[int, RunPiece] = {}
+    below = _prefix(before) if 0 < before <= _MOST else _AFTER_ALL
+    for _ in range(_QUERIES):
+        page = rounds.query(
+            KeyConditionExpression="#fleet = :fleet AND #range BETWEEN :first AND :below",
+            ExpressionAttributeNames={"#fleet": "fleet", "#range": "key"},
+            ExpressionAttributeValues={":fleet": fleet, ":first": "run#", ":below": below},
+            ScanIndexForward=False,
+            Limit=2 * limit,
+        )
+        for item in page["Items"]:
+            piece = RunPiece.from_item(item)
+            if piece.run not in found and len(found) == limit:
+                return list(found.values()), min(found)
+            found.setdefault(piece.run, piece)
+        if "LastEvaluatedKey" not in page or not found:
+            return list(found.values()), 0
+        # Past the other pieces of the oldest run so far, of which a long one has many.
+        below = _prefix(min(found))
+    return list(found.values()), min(found)
 
 
 def _prefix(run: int) -> str:

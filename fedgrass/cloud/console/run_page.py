@@ -7,6 +7,7 @@ from functools import partial
 from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
+from fedgrass.cloud.console import run_list
 from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.notices import attempt
 from fedgrass.cloud.console.paging import Page
@@ -26,6 +27,7 @@ _REASON = "cancelled in the web console"
 def pages(context: Context) -> Blueprint:
     """Return the pages."""
     blueprint = Blueprint("runs", __name__, url_prefix="/runs")
+    run_list.add_list(blueprint, context)
     _add_view(blueprint, context)
     _add_start(blueprint, context)
     _add_resume(blueprint, context)

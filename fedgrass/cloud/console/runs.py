@@ -161,10 +161,19 @@ def state_of(account: Account, last: RoundRecord) -> State:
         return State(False, *_WORDS[status], in_words(described.get("cause")))
     if ended := output.get("ended"):
         return State(False, "ended", "good", f"No more rounds: {ended}.")
+    # Step Functions forgets an execution after 90 days.
+    return state_by_record(last)
+
+
+def state_by_record(last: RoundRecord) -> State:
+    """Say how a run that does not go on has ended, as far as its newest round tells."""
+    if last.outcome in {"cancelled", "failed"}:
+        return State(False, last.outcome, "bad", last.reason)
+    if last.ended:
+        return State(False, "ended", "good", f"No more rounds: {last.ended}.")
     if run_so_far(last).standing.done >= last.settings.rounds:
         return State(False, "ended", "good", "It has had all its rounds.")
-    # Step Functions forgets an execution after 90 days.
-    return State(False, "over", "plain", last.reason if last.outcome in {"cancelled", "failed"} else "")
+    return State(False, "over", "plain")
 
 
 def _described(account: Account, execution: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ PAGES = {
     "device": "/devices/press-00004",
     "rounds": "/rounds/",
     "round": "/rounds/40",
+    "runs": "/runs/",
     "run": "/runs/1",
     "start a run": "/runs/new",
     "start": "/rounds/new",

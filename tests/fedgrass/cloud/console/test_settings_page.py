@@ -7,12 +7,9 @@ import json
 import pytest
 
 from fedgrass.protocol import tables
-from fedgrass.protocol.device_messages import Heartbeat
-from fedgrass.protocol.drift import Drift
-from fedgrass.protocol.fleet_state import DriftRecord
-from fedgrass.protocol.records import DeviceModel, to_attribute
+from fedgrass.protocol.records import DeviceModel
 from fedgrass.protocol.settings import FleetSettings
-from tests.fedgrass.cloud.console.conftest import NOW, Browser, Fleet, typed, visible
+from tests.fedgrass.cloud.console.conftest import Browser, Fleet, typed, visible
 from tests.fixtures.waiting import eventually
 
 
@@ -98,29 +95,6 @@ def test_settings_that_cannot_be_read_are_mended_by_saving(fleet: Fleet, browser
     answer = browser.post("/settings/", "/settings/", **typed(FleetSettings()), seen=seen)
     assert answer.status_code == 303
     assert tables.load_settings(fleet.account.rounds_table, "mill") == FleetSettings()
-
-
-def test_drift_is_shown_where_it_is_watched(fleet: Fleet, browser: Browser) -> None:
-    record = DriftRecord(fleet="mill", looked_at=1, alive=9, compared=8, drifted=7, in_a_row=2, step="evaluate")
-    fleet.account.rounds_table.put_item(Item=record.to_item())
-    assert "had drifted" not in browser.get("/")
-    tables.save_settings(fleet.account.rounds_table, "mill", FleetSettings().overridden({"drift": {"action": "round"}}))
-    page = visible(browser.get("/"))
-    assert (
-        "7 of 9 devices had drifted from the fleet's profile; a round that will evaluate the model is to start" in page
-    )
-    heard = Heartbeat(
-        fleet="mill",
-        thing="press",
-        sent_at=NOW,
-        interval_seconds=30,
-        drift=Drift(profile=4, rows=500, inputs=1.5, scores=0.25, inputs_change=0.75),
-    )
-    item = {**json.loads(heard.encode()), "received_at": int(NOW.timestamp() * 1000)}
-    fleet.account.devices_table.put_item(Item=to_attribute(item))
-    page = visible(browser.get("/devices/press"))
-    assert "Drift from the profile of round 4" in page
-    assert "of 500 examples" in page
 
 
 def test_what_models_of_their_own_bring_the_devices_is_shown_on_their_page(fleet: Fleet, browser: Browser) -> None:
