@@ -45,7 +45,11 @@ def test_with_every_function_broken_the_commands_say_so_and_lost_events_are_show
             }
         )
         broken.setattr(deploying, "functions_archive", lambda **_: code)
-        parameters = {"ModelComponent": f"com.fedgrass.GlobalModel.{unique}"}
+        parameters = {
+            "ModelComponent": f"com.fedgrass.GlobalModel.{unique}",
+            "Schedule": "rate(1 hour)",
+            "ScheduleInput": '{"rounds": 2}',
+        }
         deploy(boto3.Session(), fleet=unique, parameters=parameters, dependencies=False)
     output, error = run("start", "--fleet", unique)
     assert isinstance(error, RoundRefusedError), output
@@ -77,6 +81,17 @@ def test_with_every_function_broken_the_commands_say_so_and_lost_events_are_show
     raised = {alarm["AlarmName"].rpartition("/")[2] for alarm in alarms if alarm["StateValue"] == "ALARM"}
     assert raised >= {"open-round-errors", "record-update-errors", "execution-failed", "events-lost"}
     assert {alarm["StateValue"] for alarm in alarms} == {"ALARM", "OK"}
+
+    # A scheduled round fails like one that a person starts.
+    local_aws.advance(3600)
+
+    def scheduled() -> bool:
+        listed = account.step_functions.list_executions(stateMachineArn=account.stack.state_machine_arn)["executions"]
+        arns = [execution["executionArn"] for execution in listed if execution["status"] == "FAILED"]
+        inputs = [account.step_functions.describe_execution(executionArn=arn)["input"] for arn in arns]
+        return {"rounds": 2} in map(json.loads, inputs)
+
+    eventually(scheduled, "a scheduled execution that failed")
 
 
 @pytest.mark.parametrize(
