@@ -23,11 +23,7 @@ class EvaluationSet(ArrayDataset):
 
     def __init__(self, x: Array, y: Array, anomaly: Array | None = None) -> None:
         super().__init__(x, y)
-        if anomaly is not None and (anomaly.shape != (len(x),) or anomaly.dtype.kind not in "biu"):
-            raise DataError(
-                f"evaluation set: anomaly is {anomaly.dtype}{list(anomaly.shape)}; expected {len(x)} times 0 or 1"
-            )
-        self.anomaly = anomaly
+        self.anomaly = None if anomaly is None else _marks(anomaly, len(x))
 
     def read(self, indices: Indices) -> Batch:
         """Return these examples; see `fedgrass.data.arrays.Source`."""
@@ -42,6 +38,22 @@ class EvaluationSet(ArrayDataset):
             return
         for start in range(0, len(self), batch_size):
             yield self.read(np.arange(start, min(start + batch_size, len(self))))
+
+
+def _marks(anomaly: Array, examples: int) -> Array:
+    """Return which examples are anomalies, as bool [n]."""
+    if anomaly.shape not in ((examples,), (examples, 1)) or anomaly.dtype.kind not in "biuf":
+        raise DataError(
+            f"evaluation set: anomaly is {anomaly.dtype}{list(anomaly.shape)}; expected {examples} times 0 or 1"
+        )
+    wrong = ~np.isin(anomaly, (0, 1))
+    if wrong.any():
+        # -1 and 1 above all: to scikit-learn's detectors 1 is a normal example.
+        raise DataError(
+            f"evaluation set: anomaly {np.unique(anomaly[wrong])[0]} is neither 0 nor 1, which is an anomaly; of scikit-learn's "
+            "-1 and 1 write `anomaly == -1`"
+        )
+    return anomaly.reshape(examples).astype(bool)
 
 
 def read_evaluation_set(path: Path, manifest: Manifest | None = None) -> EvaluationSet:
