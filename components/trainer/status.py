@@ -18,6 +18,10 @@ from fedgrass.protocol.message import as_reason
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.names import TRAINER_STATUS_TOPIC
 
+_PROGRESS_SECONDS = 2.0
+"""Between two epochs that are told, at least. Nucleus lite hangs for good if a component that listens leaves while a message is
+handed to it, so a training of twenty epochs a second must not say twenty things a second."""
+
 State = Literal["idle", "waiting", "training", "uploading", "declined", "failed"]
 
 
@@ -32,11 +36,22 @@ class StatusBoard:
         Asked each time for what keeps the device from training now, or nothing.
     """
 
-    def __init__(self, path: Path, ipc: Ipc, log: Log, *, version: str, problem: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        ipc: Ipc,
+        log: Log,
+        *,
+        version: str,
+        problem: Callable[[], str],
+        clock: Callable[[], float],
+    ) -> None:
         self._path = path
         self._ipc = ipc
         self._log = log
         self._problem = problem
+        self._clock = clock
+        self._told_at = 0.0
         self._status = TrainerStatus(component_version=version, tally=self._load())
         self._private = False
 
@@ -68,7 +83,7 @@ class StatusBoard:
         examples: int | None = None,
         reason: str = "",
     ) -> None:
-        """Change the trainer's status, and publish it.
+        """Change the trainer's status, and publish it; of a training's epochs the first, the last, and some between.
 
         Parameters
         ----------
@@ -94,7 +109,9 @@ class StatusBoard:
                 "reason": as_reason(reason),
             }
         )
-        self.publish()
+        between = kept.model_copy(update={"epoch": self._status.epoch}) == self._status and epoch != self._status.epochs
+        if not between or self._clock() - self._told_at >= _PROGRESS_SECONDS:
+            self.publish()
 
     def has_examples(self, examples: int) -> None:
         """Change the number of local examples, and say it."""
@@ -113,6 +130,7 @@ class StatusBoard:
 
     def publish(self) -> None:
         """Say it again."""
+        self._told_at = self._clock()
         # Made for each publication: the problem and the last error are as of now, not of the last change.
         status = self._status.model_copy(update={"last_error": as_reason(self._log.last_error, 200)})
         # Examples and time tell of the data, which rounds with noise are to hide.

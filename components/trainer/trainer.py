@@ -110,6 +110,7 @@ class Trainer:
             self._log,
             version=version_of(TRAINER, __file__),
             problem=lambda: self._consent.objection() or self._data_problem,
+            clock=clock,
         )
         self._answers = Answers(
             device,
