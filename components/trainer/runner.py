@@ -13,6 +13,8 @@ from collections.abc import Callable
 from components.trainer.attempts import MOST_DEATHS, Attempts
 from components.trainer.task import Order, Report, Result, Task
 from fedgrass.edge.child import MAX_LINE_BYTES, Running
+from fedgrass.edge.credentials import find_service
+from fedgrass.edge.ipc import Ipc
 from fedgrass.edge.resource_policy import ResourcePolicy
 from fedgrass.errors import MessageError
 from fedgrass.logs import Log
@@ -57,8 +59,9 @@ class Runner:
         Says why not to train now, which the child is told.
     """
 
-    def __init__(self, start: Callable[[], Running], guard: ResourcePolicy, log: Log) -> None:
+    def __init__(self, start: Callable[[], Running], guard: ResourcePolicy, log: Log, ipc: Ipc) -> None:
         self._start = start
+        self._ipc = ipc
         self._guard = guard
         self._log = log
         self._busy = threading.Lock()
@@ -134,6 +137,8 @@ class Runner:
             self._waiting.remove(what)
 
     def _once(self, task: Task, cancelled: threading.Event, told: Callable[[Report], None], gives_way: bool) -> Result:
+        # Each time: the child reads from S3 by what is in its environment, and the service may have moved.
+        find_service(self._ipc)
         try:
             child = self._start()
         except OSError as error:  # no process, or no memory for one

@@ -79,7 +79,7 @@ class Trainer:
         self._guard = ResourcePolicy(lambda: self._settings.own, Sensors(device.work).read)
         self._now = Settings(device.thing, device.work, device.store, runtime, trainer)
         self._store = ModelStore(device.store)
-        self._runner = Runner(start_child, self._guard, self._log)
+        self._runner = Runner(start_child, self._guard, self._log, self._ipc)
         self._losses = KeptLosses(device.work / LOSSES, self._log)
         self._rounds = Rounds(
             device.work / "round.json",

@@ -1,4 +1,4 @@
-"""Whether the device has credentials for S3: what an upload waits for, without Stream Manager saying so.
+"""Where a device gets credentials for S3, and whether it has some: what an upload waits for, without Stream Manager saying so.
 
 The token exchange service of the classic nucleus goes on answering 500 for up to five minutes after the link is back, to whoever
 asks, and so an upload may wait although everything else flows.
@@ -7,18 +7,61 @@ asks, and so an upload may wait although everything else flows.
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fedgrass.edge.backoff import Backoff
+from fedgrass.errors import IpcError
 
 if TYPE_CHECKING:
+    from fedgrass.edge.ipc import Ipc
     from fedgrass.logs import Log
 
 _URI, _TOKEN = "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN"
+_SERVICE = "aws.greengrass.TokenExchangeService"
+_PATH = "/2016-11-01/credentialprovider/"
+_AGAIN_SECONDS = 0.5
 _QUIET_SECONDS = 10.0
 """Seconds without news of an upload before it is asked why: a round's update arrives in less."""
+
+
+def find_service(ipc: Ipc, *, patience: float = 10.0) -> None:
+    """Put the token exchange service's address into this process's environment, which its children have too.
+
+    The classic nucleus does that for what starts after the service, and lets a component wait for the service only where the
+    dependency is HARD; so is none, as nucleus lite makes BindsTo of it. A component that was sooner has no address, or after a
+    boot the one of before. The service's configuration has the port that it listens on now; on nucleus lite it has none, and the
+    environment is right.
+
+    Parameters
+    ----------
+    patience
+        Seconds to wait for a service that does not listen yet.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            port = ipc.get_configuration(_SERVICE).get("activePort")
+        except IpcError:
+            return  # as for all else that is asked of IPC: the next time will tell
+        if not isinstance(port, int | float):
+            return
+        if 0 < port < 1 << 16 and _listens(int(port)):
+            os.environ[_URI] = f"http://localhost:{int(port)}{_PATH}"
+            return
+        if time.monotonic() >= until:
+            return
+        time.sleep(_AGAIN_SECONDS)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("localhost", port), timeout=_AGAIN_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def refusal(timeout: float = 10.0) -> str:

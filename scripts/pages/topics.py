@@ -25,7 +25,11 @@ _ON_THE_DEVICE = {
         "at each change, and every `rescanSeconds`",
     ),
     names.MODEL_ADMISSION_TOPIC: ("AdmissionNotice", "a model's script → ModelDeployer", "once for each model"),
-    names.TRAINER_STATUS_TOPIC: ("TrainerStatus", "Trainer → Heartbeat", "at each change, and every `statusSeconds`"),
+    names.TRAINER_STATUS_TOPIC: (
+        "TrainerStatus",
+        "Trainer → Heartbeat",
+        "at each change, of epochs every 2 s at most, and every `statusSeconds`",
+    ),
     names.APPLICATION_TOPIC: ("ApplicationStatus", "application → Trainer, ModelDeployer", "as the application likes"),
 }
 

@@ -118,8 +118,12 @@ class TokenExchangeService:
         """What components get as ``AWS_CONTAINER_CREDENTIALS_FULL_URI``."""
         if self._server is None:
             return ""
-        host, port = self._server.sockets[0].getsockname()[:2]
-        return f"http://{host}:{port}{_PATH}"
+        return f"http://127.0.0.1:{self.port}{_PATH}"
+
+    @property
+    def port(self) -> int:
+        """Where it listens; 0 while it does not."""
+        return int(self._server.sockets[0].getsockname()[1]) if self._server is not None else 0
 
     async def start(self) -> None:
         """Listen on a free port."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ from fedgrass.local.core_device.status import FleetStatus
 from fedgrass.local.core_device.store import ComponentStore
 from fedgrass.local.core_device.supervisor import Supervisor
 from fedgrass.local.core_device.variables import Places, Variables
-from fedgrass.local.recipe import Recipe
+from fedgrass.local.recipe import DependencyType, Recipe
 from fedgrass.logs import log_event
 
 
@@ -236,7 +237,7 @@ class CoreDevice:
         # Addresses of the built-in services only for components that depend on them.
         environment = self._environment.of(self._tokens.of(component))
         needs = self._needs(component)
-        if TOKEN_EXCHANGE in needs:
+        if TOKEN_EXCHANGE in (self._needs(component, hard=True) if self._nucleus.credentials_come_late else needs):
             environment["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = self._credentials.url
         if STREAM_MANAGER in needs:
             environment["STREAM_MANAGER_SERVER_PORT"] = str(self.streams.port)
@@ -248,13 +249,14 @@ class CoreDevice:
             "AWS_CONTAINER_CREDENTIALS_FULL_URI": self._credentials.url,
         }
 
-    def _needs(self, component: str) -> set[str]:
-        """Return everything that ``component`` depends on, through others too."""
+    def _needs(self, component: str, *, hard: bool = False) -> set[str]:
+        """Return everything that ``component`` depends on, or depends on HARD, through others too."""
         needs: set[str] = set()
         queue = [component]
         while queue:
             found = self.supervisor.components.get(queue.pop())
-            new = set(found.specification.dependencies) - needs if found else set()
+            dependencies = found.specification.dependencies if found else {}
+            new = {name for name, kind in dependencies.items() if kind is DependencyType.HARD or not hard} - needs
             needs |= new
             queue.extend(new)
         return needs
@@ -268,6 +270,8 @@ class CoreDevice:
         return State.RUNNING if name in (self._nucleus.name, TOKEN_EXCHANGE) else None
 
     async def _start_builtin(self, needed: frozenset[str]) -> None:
+        if self._nucleus.credentials_come_late and TOKEN_EXCHANGE in needed:
+            self.configuration.merge(TOKEN_EXCHANGE, {"activePort": self._credentials.port}, time.time() * 1000)
         if STREAM_MANAGER in needed:
             await self.streams.start()
 

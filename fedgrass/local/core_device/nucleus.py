@@ -29,7 +29,8 @@ class Nucleus:
     a deployment waits for a component. ``answers_void_tokens``: a connection with one is refused, not just closed.
     ``keeps_failed_credentials``: how long the token exchange service goes on refusing after it had no connection.
     ``looks_for_deployments``: how often it looks whether one has come. ``subscribes_again``: after how long it tries to
-    subscribe to its jobs again, when there was no link at its start. ``names_renew_tokens``: a component that connects by its
+    subscribe to its jobs again, when there was no link at its start. ``credentials_come_late``: the token exchange service is up
+    after what does not depend on it HARD. ``names_renew_tokens``: a component that connects by its
     name gets a token.
     """
 
@@ -56,6 +57,7 @@ class Nucleus:
     keeps_failed_credentials: float = 0.0
     looks_for_deployments: float = 0.0
     subscribes_again: float = 0.0
+    credentials_come_late: bool = False
     # IPC
     answers_void_tokens: bool = True
     names_renew_tokens: bool = False
@@ -82,6 +84,7 @@ CLASSIC = Nucleus(
     keeps_failed_credentials=3.0,
     looks_for_deployments=0.15,
     subscribes_again=1.2,
+    credentials_come_late=True,
 )
 
 LITE = Nucleus(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from typing import Any
 
 import pytest
 
-from fedgrass.edge.credentials import CredentialsWatch, refusal
+from fedgrass.edge.credentials import CredentialsWatch, find_service, refusal
 from fedgrass.local.core_device.credentials import Credentials, TokenExchangeService
 from fedgrass.logs import Log
+from tests.fedgrass.edge.fakes import FakeIpc
+from tests.fixtures.waiting import PATIENCE
 
 
 class Service:
@@ -65,6 +69,41 @@ def test_a_service_that_is_away_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -
 def test_without_a_nucleus_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", raising=False)
     assert refusal() == ""
+
+
+class Configured(FakeIpc):
+    """A nucleus whose service says one port after the other, and the last for ever."""
+
+    def __init__(self, *ports: object) -> None:
+        super().__init__()
+        self.ports = list(ports)
+
+    def get_configuration(self, component: str) -> dict[str, Any]:
+        assert component == "aws.greengrass.TokenExchangeService"
+        return {"activePort": self.ports.pop(0) if len(self.ports) > 1 else self.ports[0]}
+
+
+def test_a_component_that_started_before_the_service_finds_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        closed = unused.getsockname()[1]
+        for before in ([], [0], [closed], [0, closed, float(closed)]):
+            monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://localhost:{closed}/of/the/boot/before")
+            find_service(Configured(*before, service.server.port), patience=PATIENCE)
+            assert refusal() == ""
+            monkeypatch.delenv("AWS_CONTAINER_CREDENTIALS_FULL_URI")
+            find_service(Configured(*before, service.server.port), patience=PATIENCE)
+            assert os.environ["AWS_CONTAINER_CREDENTIALS_FULL_URI"].endswith("/2016-11-01/credentialprovider/")
+            assert refusal() == ""
+
+
+@pytest.mark.parametrize("port", [None, "8080", [], True, 0, -1, 65536, 1e300, float("nan")])
+def test_without_a_port_that_is_one_the_environment_stays(port: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://localhost:1/nucleus/lite")
+    find_service(Configured(port), patience=0)
+    assert os.environ["AWS_CONTAINER_CREDENTIALS_FULL_URI"] == "http://localhost:1/nucleus/lite"
 
 
 def test_it_says_for_how_long_and_asks_less_and_less_often() -> None:

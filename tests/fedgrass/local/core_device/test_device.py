@@ -319,6 +319,28 @@ def test_components_get_role_credentials_only_with_the_token_exchange_service(
     assert "NoCredentialsError" in device.log(f"{unique}.Without")
 
 
+def test_what_depends_soft_on_the_token_exchange_service_starts_before_it_and_finds_its_port(
+    fleet: Fleet, device: DeviceProcess, unique: str
+) -> None:
+    show = (
+        "import boto3, os\n"
+        "from awsiot.greengrasscoreipc.clientv2 import GreengrassCoreIPCClientV2 as Client\n"
+        "assert 'AWS_CONTAINER_CREDENTIALS_FULL_URI' not in os.environ\n"
+        "from fedgrass.edge.credentials import find_service\n"
+        "class Ipc:\n"
+        "    def get_configuration(self, name):\n"
+        "        return Client().get_configuration(component_name=name, key_path=[]).value\n"
+        "find_service(Ipc())\n"
+        "print(boto3.client('sts').get_caller_identity()['Arn'], flush=True)\n"
+        "os._exit(0)\n"
+    )
+    tes = {"aws.greengrass.TokenExchangeService": {"VersionRequirement": "^2.0.0", "DependencyType": "SOFT"}}
+    name = f"{unique}.Early"
+    fleet.publish(name, {"startup": python("who.py")}, files={"who.py": show}, dependencies=tes)
+    succeeds(device, {name: "1.0.0"})
+    assert f"assumed-role/GreengrassV2TokenExchangeRole/{device.thing}" in device.log(name)
+
+
 def test_a_component_sees_the_nucleus_variables_and_none_of_the_devices_own(
     fleet: Fleet, device: DeviceProcess, unique: str
 ) -> None:
