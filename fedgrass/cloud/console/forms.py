@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from fedgrass.cloud.console.charts import Chart
 from fedgrass.protocol.settings import FleetSettings
 
 Kind = Literal["text", "number", "choice", "switch", "json"]
@@ -54,6 +55,7 @@ class Section:
     help: str
     fields: list[Field] = field(default_factory=list)
     error: str = ""
+    chart: Chart | None = None
 
 
 @dataclass
@@ -88,12 +90,24 @@ def form_of(settings: FleetSettings, only: Collection[str] = ()) -> Form:
         if target.get("type") != "object" or "properties" not in target:
             general.fields.append(_field(name, name, target, values[name], defaults[name]))
             continue
-        section = Section(name, name.replace("_", " ").capitalize(), _first_paragraph(target.get("description", "")))
-        for inner, schema in target["properties"].items():
-            path = f"{name}.{inner}"
-            section.fields.append(_field(path, inner, _resolved(schema), values[name][inner], defaults[name][inner]))
-        sections.append(section)
+        sections += _sections(name, target, values[name], defaults[name])
     return Form(sections)
+
+
+def _sections(path: str, target: dict[str, Any], values: dict[str, Any], defaults: dict[str, Any]) -> Iterator[Section]:
+    """Yield the section of an object, and one for each object in it: fields are plain, whatever lies how deep."""
+    words = [word.replace("_", " ") for word in path.split(".")]
+    section = Section(path, ": ".join(words).capitalize(), _first_paragraph(target.get("description", "")))
+    within: list[Section] = []
+    for inner, described in target["properties"].items():
+        schema = _resolved(described)
+        below = f"{path}.{inner}"
+        if schema.get("type") == "object" and "properties" in schema:
+            within += _sections(below, schema, values[inner], defaults[inner])
+        else:
+            section.fields.append(_field(below, inner, schema, values[inner], defaults[inner]))
+    yield section
+    yield from within
 
 
 def read(
@@ -114,8 +128,10 @@ def read(
     document: dict[str, Any] = {} if base is None else base.model_dump(mode="json")
     for one in form.fields:
         one.value = _typed(one, typed)
-        section, _, name = one.name.rpartition(".")
-        below = document.setdefault(section, {}) if section else document
+        *objects, name = one.name.split(".")
+        below = document
+        for outer in objects:
+            below = below.setdefault(outer, {})
         try:
             below[name] = _parsed(one)
         except ValueError as error:
@@ -171,8 +187,9 @@ def _place(form: Form, where: list[str], message: str) -> None:
         if path == one.name or path.startswith(one.name + "."):
             one.error = message
             return
-    for section in form.sections:
-        if where and where[0] == section.name:
+    # The innermost object that it is about.
+    for section in reversed(form.sections):
+        if path == section.name or path.startswith(section.name + "."):
             section.error = message
             return
     form.error = message

@@ -10,6 +10,7 @@ from werkzeug.wrappers import Response
 from fedgrass.cloud.console import forms
 from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.notices import tell
+from fedgrass.cloud.console.preview import PREVIEW, draw
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol import tables
 from fedgrass.protocol.settings import FleetSettings
@@ -31,6 +32,7 @@ def pages(context: Context) -> Blueprint:
         settings, problem = stored()
         form = forms.form_of(settings)
         form.error = problem
+        draw(form, settings)
         return render_template("settings.html", form=form, seen=_digest(settings))
 
     @blueprint.post("/")
@@ -39,6 +41,9 @@ def pages(context: Context) -> Blueprint:
         form, settings = forms.read(request.form)
         if settings is None:
             return render_template("settings.html", form=form, seen=request.form.get("seen", "")), 422
+        draw(form, settings)
+        if PREVIEW in request.form:
+            return render_template("settings.html", form=form, seen=request.form.get("seen", "")), 200
         # Two people with the form open: the second would undo the first without seeing it.
         if request.form.get("seen") != _digest(before):
             form.error = "Someone else changed the settings meanwhile. Saving again replaces theirs by what is below."

@@ -14,6 +14,7 @@ from werkzeug.wrappers import Response
 from fedgrass.account import Account
 from fedgrass.cloud.console import forms
 from fedgrass.cloud.console.notices import tell
+from fedgrass.cloud.console.preview import PREVIEW, draw
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.rounds_api import Started, execution_named, status_of
@@ -82,10 +83,15 @@ def start_by_form(
         As of `forms.form_of`.
     """
     if request.method == "GET":
-        return render_template(template, form=forms.form_of(settings, only), **values)
+        form = forms.form_of(settings, only)
+        draw(form, settings)
+        return render_template(template, form=form, **values)
     form, wanted = forms.read(request.form, settings if only else None, only)
     if wanted is None:
         return render_template(template, form=form, **values), 422
+    draw(form, wanted)
+    if PREVIEW in request.form:
+        return render_template(template, form=form, **values)
     changed = forms.differences(settings, wanted)
     try:
         return start_once(account, lambda name: start(changed, name), endpoint, **values)
