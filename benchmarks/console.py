@@ -26,6 +26,8 @@ from fedgrass.cloud.console.security import Access
 from fedgrass.cloud.infrastructure.deploy import deploy
 from fedgrass.local.aws.client import start
 from fedgrass.local.sample import Sample, now
+from fedgrass.protocol import tables
+from fedgrass.protocol.settings import FleetSettings
 
 _FLEET = "large"
 
@@ -62,8 +64,13 @@ def main() -> None:
         account = Account.of(_FLEET)
         deploy(account.session, fleet=_FLEET, dependencies=False)
         began = time.perf_counter()
-        sample = Sample(account, devices=arguments.devices, rounds=arguments.rounds, now=now())
+        # One run of all rounds, which is what a stream is; and devices that compare with a profile.
+        profile = max(1, arguments.rounds - 1)
+        size = {"devices": arguments.devices, "rounds": arguments.rounds, "run": arguments.rounds}
+        sample = Sample(account, **size, now=now(), profile=profile)
         sample.write()
+        watched = FleetSettings().overridden({"drift": {"action": "alarm"}})
+        tables.save_settings(account.rounds_table, _FLEET, watched)
         filled = time.perf_counter() - began
         account = Account.of(_FLEET)  # a client takes the session's listeners when it is made
         stopwatch = Stopwatch(account.session)
@@ -80,10 +87,15 @@ def main() -> None:
             "fleet": "/",
             "fleet, last page": f"/?page={arguments.devices}",
             "fleet, silent ones": "/?state=silent&name=press",
+            "fleet, drifted ones": "/?drift=drifted",
             "device": f"/devices/{sample.things[0]}",
             "rounds": "/rounds/",
             "rounds, last page": f"/rounds/?page={arguments.rounds}",
             "round": f"/rounds/{arguments.rounds}",
+            "runs": "/runs/",
+            "run": "/runs/1",
+            "run, last page": f"/runs/1?page={arguments.rounds}",
+            "start a run": "/runs/new",
             "models": "/models/",
             "settings": "/settings/",
             "live panel": "/rounds/live?round=0",
