@@ -300,13 +300,12 @@ def _figures_of(kind: str, rows: int, counts: tuple[Array, Array, Array], scores
     if not rows:
         return {}
     right, given, true = (tuple(map(float, each)) for each in counts)
-    whole = Sums.model_construct(
-        kind=kind, rows=float(rows), right=right, given=given, true=true, scores=scores.histograms()
-    )
+    area = scores.area()
+    # The exact area has no error of binning; without it the bins tell theirs.
+    bins = scores.histograms() if area is None else ()
+    whole = Sums.model_construct(kind=kind, rows=float(rows), right=right, given=given, true=true, scores=bins)
     found = whole.figures()
-    if (area := scores.area()) is not None:
-        # The exact area has no error of binning.
-        found.pop("auc_error", None)
+    if area is not None:
         found["auc"] = area
     return found
 

@@ -5,6 +5,7 @@ Of a model with several outputs each output has its own, called ``<output>_accur
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Annotated, Literal, get_args
@@ -52,6 +53,7 @@ _LABELS = {
 _KNOWN = sorted({*METRICS, *OTHERS}, key=len, reverse=True)
 
 
+@functools.lru_cache(maxsize=256)
 def kind(name: str) -> str:
     """Return what a figure measures, whatever output it is of.
 

@@ -19,7 +19,7 @@ from fedgrass.cloud.aggregator.candidate import without_model
 from fedgrass.cloud.aggregator.late import staleness_of
 from fedgrass.cloud.aggregator.masked_sum import Masked
 from fedgrass.cloud.aggregator.privacy import noise_of
-from fedgrass.cloud.aggregator.release_gate import decided, judge_by, partly_local, raised
+from fedgrass.cloud.aggregator.release_gate import decided, judge_by, partly_local
 from fedgrass.cloud.aggregator.report import ReportBuilder
 from fedgrass.cloud.aggregator.trusted import trained_difference, with_own_update
 from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
@@ -30,12 +30,13 @@ from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.own_code import own_code
 from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
 from fedgrass.protocol.names import next_version, update_prefix
-from fedgrass.protocol.report import ADOPTED, Best, Evaluation, Outcome, RoundReport
+from fedgrass.protocol.report import ADOPTED, Evaluation, Outcome, RoundReport
 from fedgrass.protocol.run_settings import watched, why_over
 from fedgrass.protocol.secure_settings import announced_secure
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.utility import LOSS
 from fedgrass.secure.device import context_of
+from fedgrass.simulation.best import BestSoFar
 from fedgrass.simulation.cluster import Cluster
 from fedgrass.simulation.groups import Group
 from fedgrass.simulation.helpers import VirtualHelpers
@@ -53,7 +54,6 @@ from fedgrass.update.registry import codec_named
 _BEGINNING = datetime(2000, 1, 1, tzinfo=timezone.utc)  # of the simulated clock
 # Rounds of small models take milliseconds; writing the state after each would take longer than they do.
 _SAVE_SECONDS = 1.0
-_KEPT_BACK = "kept back"  # in place of an evaluation set's digest
 
 
 class Simulator:
@@ -101,6 +101,8 @@ class Simulator:
         if beyond := self._spent.beyond(()):
             raise ConfigurationError(f"{beyond}: not one round fits; decide on a larger budget, or on more noise")
         self._group = group
+        # The devices that judge a group's model are others in each round, so figures of earlier ones say nothing.
+        self._best = BestSoFar(forgets=simulation.fleet.gate.forget_best or group is not None)
         self._strategy = simulation.fleet.made_strategy()
         if cluster is not None:
             self._require_spread(resumed=standing is not None)
@@ -351,19 +353,10 @@ class Simulator:
             return "held", f"{error}: the base stays", None
         if self._manifest.local_parameters:  # what this host can evaluate is no device's model
             return *decided(fleet, number, partly_local(), None, None), evaluation
-        verdict = judge_by(fleet.gate, self.evaluation, evaluation, self._best())
+        verdict = judge_by(
+            fleet.gate, self.evaluation, evaluation, self._best.of(self.evaluation, self.standing.rounds)
+        )
         return *decided(fleet, number, verdict, self.evaluation, evaluation), evaluation
-
-    def _best(self) -> Best:
-        """Return the best figures of the models so far, on the examples that judge them all."""
-        best = raised(None, self.evaluation, _KEPT_BACK)
-        # The devices that judge a group's model are others in each round, so figures of earlier ones say nothing.
-        if self._simulation.fleet.gate.forget_best or self._group is not None:
-            return best
-        for simulated in self.standing.rounds:
-            if simulated.before is not None:
-                best = raised(best, simulated.before, _KEPT_BACK)
-        return best
 
     def _evaluate(self, parameters: Parameters) -> Evaluation:
         self._engine.set_parameters(parameters)

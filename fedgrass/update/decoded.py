@@ -58,8 +58,6 @@ class DecodedUpdate:
 
     def __post_init__(self) -> None:
         self._read = 0
-        self.norm: float | None = None
-        """Of the values, once it was measured: in memory they do not change between two readings, as a file may."""
 
     def __enter__(self) -> DecodedUpdate:
         self._read = 0
