@@ -42,6 +42,18 @@ Character = Annotated[str, BeforeValidator(_character), Field(max_length=1)]
 Names = Annotated[tuple[Annotated[str, Field(max_length=200)], ...], BeforeValidator(_listed), Field(max_length=65536)]
 
 
+def way_with_missing(value: str) -> str:
+    """Return ``missing`` as it stands; raises `ValueError` if it says nothing that can be done."""
+    if value not in ("refuse", "skip", "mean"):
+        try:
+            known = math.isfinite(float(value))
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError("takes refuse, skip, mean or a number")
+    return value
+
+
 class DataSettings(BaseModel):
     """Where a device's examples are, as the component's configuration says it (camelCase there)."""
 
@@ -113,14 +125,7 @@ class DataSettings(BaseModel):
     @field_validator("missing")
     @classmethod
     def _missing_is_known(cls, value: str) -> str:
-        if value not in ("refuse", "skip", "mean"):
-            try:
-                known = math.isfinite(float(value))
-            except ValueError:
-                known = False
-            if not known:
-                raise ValueError("takes refuse, skip, mean or a number")
-        return value
+        return way_with_missing(value)
 
     def keeping_missing(self) -> DataSettings:
         """Return the same, but that missing values of x stay NaN: how many there are is what statistics tell."""

@@ -200,5 +200,5 @@ def _opened(simulation: Simulation, manifest: Manifest, *, keep_missing: bool = 
 
 def _read(simulation: Simulation, path: str, manifest: Manifest, *, keep_missing: bool = False) -> Source:
     loader = simulation.loader or loader_of(Path(path))
-    settings = DataSettings(loader=loader, path=path, label=simulation.label)
+    settings = DataSettings(loader=loader, path=path, label=simulation.label, missing=simulation.missing)
     return open_source(settings.keeping_missing() if keep_missing else settings, manifest)

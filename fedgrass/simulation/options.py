@@ -35,6 +35,13 @@ class DataOptions:
         typer.Option(help=f"One of {LOADERS.choices()}, as devices have it.", show_default="by the file"),
     ] = ""
     label: Annotated[str, typer.Option(help="The label's column in a .csv file.", show_default="the last")] = ""
+    missing: Annotated[
+        str,
+        typer.Option(
+            help="With a table's missing values, as devices have it: refuse, skip, mean (that of the bundle) or a number. "
+            "A profile counts them instead."
+        ),
+    ] = "refuse"
     tag: Annotated[
         str,
         typer.Option(

@@ -139,8 +139,8 @@ def timing_of(
     processes
         Those that train.
     """
-    # Only those that trained for their round count as device-rounds.
-    trained = sum(one.asked - one.dropped - one.late for one in rounds)
+    # Only those that trained for their round count as device-rounds, or whose late update counts in it.
+    trained = sum(max(one.asked - one.dropped - one.late, len(one.report.updates)) for one in rounds)
     return Timing(
         workers=len(processes),
         ready_at=ready_at,

@@ -6,10 +6,11 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fedgrass.data_settings import way_with_missing
 from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.parts import ATTACKS
 from fedgrass.protocol.settings import FleetSettings
@@ -125,6 +126,9 @@ class Simulation(BaseModel):
     data: str = Field(default="", description="Where the examples are; empty for scikit-learn's digits")
     loader: str = Field(default="", description="As of com.fedgrass.Runtime's data; empty: by the kind of file")
     label: str = ""
+    missing: Annotated[str, AfterValidator(way_with_missing)] = Field(
+        default="refuse", description="As of com.fedgrass.Runtime's data; a profile counts missing values instead"
+    )
     held_out: float = Field(default=0.2, gt=0, lt=1, description="Share of the examples that judges the models")
     evaluation: str = Field(default="", description="Examples that judge the models, in place of a share of the data")
     validation: float | None = Field(

@@ -14,7 +14,10 @@ from fedgrass.cli import profiles
 from fedgrass.data.digits import digits_bundle
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.protocol.profile import Profile
+from fedgrass.protocol.settings import FleetSettings
 from fedgrass.simulation.commands import app
+from fedgrass.simulation.examples import prepare
+from fedgrass.simulation.run import start_of
 
 
 def test_a_fleets_profile_is_that_of_its_data_in_one_place(tmp_path: Path) -> None:
@@ -66,6 +69,24 @@ def test_missing_values_are_counted_as_devices_count_them(tmp_path: Path, device
     assert profile.features[2].mean is None
     means = [feature.mean for feature in profile.features if feature.mean is not None]
     np.testing.assert_allclose(means, np.nanmean(np.delete(wide, 2, axis=1), axis=0), rtol=1e-12)
+
+
+def test_virtual_devices_fill_a_tables_gaps_as_devices_do(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((40, 64)).round(3)
+    cells = [["" if at == row % 64 else str(value) for at, value in enumerate(one)] for row, one in enumerate(x)]
+    lines = [",".join([*one, str(row % 10)]) for row, one in enumerate(cells)]
+    (tmp_path / "gaps.csv").write_text("\n".join([",".join([*(f"p{i}" for i in range(64)), "digit"]), *lines]))
+    options = {"data": str(tmp_path / "gaps.csv"), "devices": 1, "cohort": 1, "examples": 0, "partition": "iid"}
+    fleet = FleetSettings().overridden({"min_updates": 1})
+
+    def rows(missing: str) -> Any:
+        base, simulation = start_of(None, {**options, "missing": missing, "fleet": fleet})
+        return prepare(simulation, base.manifest, tmp_path).rows(0).x.reshape(-1, 64)
+
+    assert ((rows("0.5") == 0.5).sum(axis=1) >= 1).all()
+    for missing in ("refuse", "median"):
+        with pytest.raises((ConfigurationError, DataError), match="missing"):
+            rows(missing)
 
 
 def test_devices_that_are_only_unlike_are_not_flagged(tmp_path: Path) -> None:
