@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedgrass.data import ArrayDataset
 from fedgrass.data.digits import digits as all_digits
 from fedgrass.data.partition import dirichlet
+from fedgrass.tensors import Array
 
 # Of the Dirichlet distribution: the smaller it is, the fewer labels each device sees.
 ALPHA = 0.3
@@ -38,18 +40,23 @@ def digits(things: list[str], *, shape: tuple[int, ...], seed: int) -> DemoData:
     shape
         What the model takes for one image, holding 64 values.
     """
-    # Late: scikit-learn takes long to import.
-    from sklearn.model_selection import train_test_split
-
     every = all_digits(shape)
-    x_devices, x_kept, y_devices, y_kept = train_test_split(
-        every.x, every.y, test_size=KEPT_FRACTION, random_state=seed, stratify=every.y
-    )
-    parts = dirichlet(y_devices, len(things), alpha=ALPHA, seed=seed)
+    kept = _kept(every.y, seed)
+    x, y = every.x[~kept], every.y[~kept]
+    parts = dirichlet(y, len(things), alpha=ALPHA, seed=seed)
     return DemoData(
-        {thing: ArrayDataset(x_devices[part], y_devices[part]) for thing, part in zip(things, parts, strict=True)},
-        ArrayDataset(x_kept, y_kept),
+        {thing: ArrayDataset(x[part], y[part]) for thing, part in zip(things, parts, strict=True)},
+        ArrayDataset(every.x[kept], every.y[kept]),
     )
+
+
+def _kept(labels: Array, seed: int) -> NDArray[np.bool_]:
+    """Say of which examples [n] the models are judged: the same share of each label's, by lot."""
+    rng, kept = np.random.default_rng(seed), np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        drawn = rng.permutation(np.flatnonzero(labels == label))
+        kept[drawn[: round(KEPT_FRACTION * len(drawn))]] = True
+    return kept
 
 
 def save(data: ArrayDataset, path: Path) -> None:
