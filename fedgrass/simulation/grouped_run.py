@@ -29,9 +29,8 @@ from fedgrass.simulation.records import SimulatedRound, Timing
 from fedgrass.simulation.run import processor_seconds, start_of, timing_of
 from fedgrass.simulation.settings import Grouping, Simulation
 from fedgrass.simulation.simulator import Simulator
-from fedgrass.simulation.store import SimulationState, Store
+from fedgrass.simulation.store import GROUPS, SimulationState, Store
 
-FOLDER = "groups"
 MOST_JUDGED = 10_000
 """Devices that say at the end which model is theirs, and how good it is: the first ones."""
 
@@ -70,7 +69,7 @@ def simulate_groups(
     Raises
     ------
     ConfigurationError
-        If an option is wrong, or the folder holds another simulation.
+        If an option is wrong, the folder holds another simulation, or another process is at work there.
     DataError
         If the data are missing or do not fit.
     KeyboardInterrupt
@@ -89,27 +88,32 @@ def simulate_groups(
         raise ConfigurationError("groups: expected tag:NAME or clusters:K; without groups it is simulate()")
     top, choices = Store(output), Choices(output)
     if resume:
-        top.reopen(simulation)
-        choices.resume()
-    else:
-        top.begin(simulation)
-        choices.begin()
-    workers, began = workers or os.cpu_count() or 1, time.monotonic()
-    scratch = Path(tempfile.mkdtemp(prefix="fedgrass-groups-"))
-    try:
-        machine = Machine.of(simulation, opened, scratch, workers)
-        with machine.pool, ExitStack() as stack:
-            run = _Run(simulation, opened, machine, output, scratch, choices)
-            for simulator in run.begin(resume=resume):
-                stack.enter_context(simulator)
-            started, ready_at, before = time.monotonic(), time.time(), run.rounds
-            processes = machine.pool.process_ids
-            spent = processor_seconds(processes)
-            run.run(done)
-            seconds, spent = time.monotonic() - started, processor_seconds(processes) - spent
-            return run.report(timing_of(ready_at, started - began, seconds, spent, run.all_rounds(before), processes))
-    finally:
-        shutil.rmtree(scratch)
+        top.require_same(simulation)  # before its lock: a folder that holds nothing stays as it is
+    with top.alone():
+        if resume:
+            top.reopen(simulation)
+            choices.resume()
+        else:
+            top.begin(simulation)
+            choices.begin()
+        workers, began = workers or os.cpu_count() or 1, time.monotonic()
+        scratch = Path(tempfile.mkdtemp(prefix="fedgrass-groups-"))
+        try:
+            machine = Machine.of(simulation, opened, scratch, workers)
+            with machine.pool, ExitStack() as stack:
+                run = _Run(simulation, opened, machine, output, scratch, choices)
+                for simulator in run.begin(resume=resume):
+                    stack.enter_context(simulator)
+                started, ready_at, before = time.monotonic(), time.time(), run.rounds
+                processes = machine.pool.process_ids
+                spent = processor_seconds(processes)
+                run.run(done)
+                seconds, spent = time.monotonic() - started, processor_seconds(processes) - spent
+                return run.report(
+                    timing_of(ready_at, started - began, seconds, spent, run.all_rounds(before), processes)
+                )
+        finally:
+            shutil.rmtree(scratch)
 
 
 @dataclass
@@ -232,7 +236,7 @@ class _Run:
 
     def folder(self, name: str) -> Path:
         """Return a group's folder."""
-        return self.output / FOLDER / name.translate(_UNSAFE)
+        return self.output / GROUPS / name.translate(_UNSAFE)
 
     def report(self, timing: Timing) -> GroupsReport:
         """Write each group's report and model, and the report of all."""

@@ -57,7 +57,7 @@ def simulate(
     Raises
     ------
     ConfigurationError
-        If an option is wrong, or the folder holds another simulation.
+        If an option is wrong, the folder holds another simulation, or another process is at work there.
     DataError
         If the data are missing or do not fit.
     KeyboardInterrupt
@@ -76,30 +76,33 @@ def simulate(
     manifest = opened.manifest
     cluster = cluster_of(ray)
     store = Store(output)
-    # Before any process starts: a wrong folder is told at once.
-    standing = store.resume(simulation) if resume else None
-    if not resume:
-        store.begin(simulation)
-    began = time.monotonic()
-    with Simulator(simulation, opened, store, workers=workers, standing=standing, cluster=cluster) as simulator:
-        started, ready_at = time.monotonic(), time.time()
-        before = len(simulator.standing.rounds)
-        spent = processor_seconds(simulator.process_ids)
-        try:
-            simulator.run(done)
-        # After Ctrl-C as well: what is done is reported, and can be resumed.
-        finally:
-            rounds = simulator.standing.rounds
-            seconds, spent = time.monotonic() - started, processor_seconds(simulator.process_ids) - spent
-            timing = timing_of(ready_at, started - began, seconds, spent, rounds[before:], simulator.process_ids)
-            # Nothing to report before the first round was closed.
-            if rounds:
-                last = simulator.standing
-                found = report.summarise(simulation, manifest, rounds, timing).model_copy(
-                    update={"ended": simulator.ended}
-                )
-                report.write_model(opened, last.parameters, last.version, found.final, output / "model")
-                report.write(found, rounds, output)
+    if resume:
+        store.require_same(simulation)  # before its lock: a folder that holds nothing stays as it is
+    with store.alone():
+        # Before any process starts: a wrong folder is told at once.
+        standing = store.resume(simulation) if resume else None
+        if not resume:
+            store.begin(simulation)
+        began = time.monotonic()
+        with Simulator(simulation, opened, store, workers=workers, standing=standing, cluster=cluster) as simulator:
+            started, ready_at = time.monotonic(), time.time()
+            before = len(simulator.standing.rounds)
+            spent = processor_seconds(simulator.process_ids)
+            try:
+                simulator.run(done)
+            # After Ctrl-C as well: what is done is reported, and can be resumed.
+            finally:
+                rounds = simulator.standing.rounds
+                seconds, spent = time.monotonic() - started, processor_seconds(simulator.process_ids) - spent
+                timing = timing_of(ready_at, started - began, seconds, spent, rounds[before:], simulator.process_ids)
+                # Nothing to report before the first round was closed.
+                if rounds:
+                    last = simulator.standing
+                    found = report.summarise(simulation, manifest, rounds, timing).model_copy(
+                        update={"ended": simulator.ended}
+                    )
+                    report.write_model(opened, last.parameters, last.version, found.final, output / "model")
+                    report.write(found, rounds, output)
     return found
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from fedgrass import tensors
 from fedgrass.bundle import Parameters
 from fedgrass.errors import ConfigurationError, DataError, TensorFileError
 from fedgrass.files import write_atomically
+from fedgrass.locks import sole_user
 from fedgrass.simulation.records import SimulatedRound, SimulationReport
 from fedgrass.simulation.settings import Simulation
 from fedgrass.strategies.arithmetic.interfaces import State
@@ -22,6 +25,8 @@ ROUNDS = "rounds.jsonl"
 STATE = "state.safetensors"
 REPORT = "report.json"
 KEPT = "kept"
+GROUPS = "groups"
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -47,19 +52,25 @@ class Store:
         """Folder of what outlives a round: what lossy codecs leave out, and updates that come late."""
         return self.folder / KEPT
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the folder against other processes: two that append rounds to one file would make it nobody's."""
+        return sole_user(self.folder / _LOCK, "this simulation")
+
     def begin(self, simulation: Simulation) -> None:
-        """Make the folder a new simulation's.
+        """Make the folder a new simulation's; one that came to no round, as with data that were missing, is in nobody's way.
 
         Raises
         ------
         ConfigurationError
             If it holds a simulation already.
         """
-        if self.exists:
+        if self.has_rounds:
             raise ConfigurationError(
                 f"{self.folder}: holds a simulation; go on with --resume, or choose another --output"
             )
-        self.kept.mkdir(parents=True, exist_ok=True)
+        # What devices kept of a round that was not whole would be of another simulation.
+        shutil.rmtree(self.kept, ignore_errors=True)
+        self.kept.mkdir(parents=True)
         write_atomically(self.folder / ROUNDS, b"")
         write_atomically(self.folder / SETTINGS, _json(simulation))
 
@@ -67,6 +78,34 @@ class Store:
     def exists(self) -> bool:
         """Whether the folder holds a simulation."""
         return (self.folder / SETTINGS).exists()
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether any round of it was saved; of groups, whether one of any group's was."""
+        return any(path.exists() and path.stat().st_size > 0 for path in self._files_of_rounds())
+
+    def _files_of_rounds(self) -> Sequence[Path]:
+        return [self.folder / ROUNDS, *self.folder.glob(f"{GROUPS}/*/{ROUNDS}")]
+
+    def require_same(self, simulation: Simulation, rounds: int = 0) -> None:
+        """Raise `ConfigurationError` if the folder holds no simulation, another one, or more rounds than this one has.
+
+        Parameters
+        ----------
+        simulation
+            What is asked for.
+        rounds
+            How many the folder holds.
+        """
+        if (other := self.simulation().difference(simulation)) != "":
+            raise ConfigurationError(
+                f"{self.folder}: was simulated with another {other}; go on with the same options, or choose another --output"
+            )
+        if rounds > simulation.rounds:
+            raise ConfigurationError(
+                f"{self.folder}: holds {rounds} rounds, and {simulation.rounds} are asked for; ask for as many, or choose "
+                "another --output"
+            )
 
     def reopen(self, simulation: Simulation) -> None:
         """Make sure that the folder holds this simulation; with more rounds it holds that from now on.
@@ -76,8 +115,7 @@ class Store:
         ConfigurationError
             If the folder holds none, or another one.
         """
-        if (other := self.simulation().difference(simulation)) != "":
-            raise ConfigurationError(f"{self.folder}: was simulated with another {other}; resume with the same options")
+        self.require_same(simulation)
         write_atomically(self.folder / SETTINGS, _json(simulation))
 
     def resume(self, simulation: Simulation) -> SimulationState | None:
@@ -86,12 +124,13 @@ class Store:
         Raises
         ------
         ConfigurationError
-            If the folder holds none, or another one.
+            If the folder holds none, another one, or more rounds.
         DataError
             If what it holds is damaged.
         """
-        self.reopen(simulation)
+        self.require_same(simulation)
         if not (self.folder / STATE).exists():
+            self.reopen(simulation)
             return None
         try:
             stored, metadata = tensors.load(self.folder / STATE)
@@ -101,6 +140,8 @@ class Store:
         rounds = self.rounds()
         if len(rounds) < count:
             raise DataError(f"{self.folder / ROUNDS}: {len(rounds)} rounds, {count} were saved; simulate again")
+        self.require_same(simulation, count)
+        write_atomically(self.folder / SETTINGS, _json(simulation))
         # Rounds beyond the saved state are cut off: they would be simulated again, and stand there twice.
         write_atomically(self.folder / ROUNDS, b"".join(map(_line, rounds[:count])))
         self._written = count

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +21,7 @@ from fedgrass.simulation import report
 from fedgrass.simulation.records import Comparison
 from fedgrass.simulation.run import simulate, start_of
 from fedgrass.simulation.settings import Simulation
-from fedgrass.simulation.store import SETTINGS, Store, open_report
+from fedgrass.simulation.store import Store, open_report
 
 MOST_RUNS = 1000
 _stop: Event | None = None  # of a process of the pool
@@ -127,16 +128,15 @@ def sweep(
 def _is_done(folder: Path, options: dict[str, Any]) -> bool:
     """Whether a run is over; raises `ConfigurationError` for wrong options, and where another one lies."""
     simulation = _simulation(options)
-    if not (folder / SETTINGS).exists():
+    store = Store(folder)
+    if not store.has_rounds:
         return False
-    found = Store(folder).simulation()
-    if other := found.difference(simulation):
-        raise ConfigurationError(f"{folder}: was simulated with another {other}; choose another --output")
     try:
         report = open_report(folder)[0]
-        return bool(report.ended) or report.rounds >= simulation.rounds
     except DataError:
-        return False
+        report = None
+    store.require_same(simulation, report.rounds if report else 0)
+    return report is not None and (bool(report.ended) or report.rounds == simulation.rounds)
 
 
 def _simulation(options: dict[str, Any]) -> Simulation:
@@ -156,6 +156,15 @@ def _begin(stop: Event) -> None:
     global _stop
     _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
+
+
+def _end_with_the_first() -> None:
+    """End when the process that leads has been killed: the same command, begun again, does what this one would go on with."""
+    first = multiprocessing.parent_process()
+    if first is not None:
+        first.join()
+        os._exit(1)
 
 
 def _run(folder: Path, options: dict[str, Any]) -> str:
@@ -166,7 +175,7 @@ def _run(folder: Path, options: dict[str, Any]) -> str:
             raise KeyboardInterrupt
 
     try:
-        simulate(folder, resume=(folder / SETTINGS).exists(), workers=1, done=look, **options)
+        simulate(folder, resume=Store(folder).has_rounds, workers=1, done=look, **options)
     except KeyboardInterrupt:
         return "interrupted"
     except FedgrassError as error:

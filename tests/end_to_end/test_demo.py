@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedgrass.local.locks import sole_user
+from fedgrass.locks import sole_user
 from tests.fixtures.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.end_to_end

@@ -18,8 +18,8 @@ from fedgrass.cli import render
 from fedgrass.errors import FedgrassError
 from fedgrass.local.demo import report
 from fedgrass.local.demo.run import Demo, DemoOptions
-from fedgrass.local.locks import sole_user
 from fedgrass.local.processes import spawn, stop
+from fedgrass.locks import sole_user
 
 _STATE = Path(os.environ.get("FEDGRASS_STATE", ".fedgrass")).resolve()
 _BEFORE_SETUP = "FEDGRASS_SETUP_STARTED"

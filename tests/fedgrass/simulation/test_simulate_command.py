@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from fedgrass.errors import ConfigurationError, DataError, EngineError
 from fedgrass.simulation import cluster
 from fedgrass.simulation.commands import app
-from fedgrass.simulation.store import open_report
-from tests.fedgrass.simulation.conftest import result
+from fedgrass.simulation.store import Store, open_report
+from tests.fedgrass.simulation.conftest import refused, result, run
 from tests.fixtures.waiting import PATIENCE, eventually
 
 SMALL = ["--devices", "30", "--cohort", "8", "--examples", "24", "--set", "gate.tolerance=1", "--workers", "1"]
@@ -192,3 +192,48 @@ def test_a_sweep_that_cannot_be_is_refused_before_anything_starts(varied: list[s
     assert isinstance(found.exception, ConfigurationError)
     assert said in str(found.exception)
     assert not (tmp_path / "s").exists()
+
+
+def test_a_folder_has_one_process_at_a_time_and_no_rounds_are_lost_to_another(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    run(folder, rounds=2)
+    wanted = result(folder)
+    with Store(folder).alone(), refused(f"in use by process {os.getpid()}"):
+        run(folder, rounds=3, resume=True)
+    with refused("holds 2 rounds, and 1 are asked for"):
+        run(folder, rounds=1, resume=True)
+    with refused("holds a simulation"):
+        run(folder, rounds=3)
+    assert result(folder) == wanted
+    run(folder, rounds=2, resume=True)
+    assert result(folder) == wanted
+
+
+def test_a_simulation_that_came_to_no_round_does_not_keep_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    with pytest.raises(DataError):
+        run(folder, data=str(tmp_path / "none.npz"))
+    (folder / "kept" / "of-another").touch()
+    run(folder, rounds=1)
+    assert [one.report.round for one in Store(folder).rounds()] == [1]
+    assert not (folder / "kept" / "of-another").exists()
+
+
+def test_a_sweeps_processes_end_with_the_one_that_leads_when_it_is_killed() -> None:
+    script = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from fedgrass.simulation import sweep
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, mp_context=context, initializer=sweep._begin, initargs=(context.Event(),))
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 3600)
+    time.sleep(3600)
+"""
+    first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    other = int(first.stdout.readline())
+    first.kill()
+    first.wait()
+    eventually(lambda: not Path(f"/proc/{other}").exists() or " Z " in Path(f"/proc/{other}/stat").read_text())
