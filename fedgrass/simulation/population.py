@@ -222,8 +222,9 @@ class Population:
         """Return who answers when: the round ends when the quorum has, or at the deadline."""
         fleet, seconds = self._simulation.fleet, self._needs(number, asked)
         alive = np.isfinite(seconds)
+        size = fleet.cohort.size
         # 1e-9 keeps 0.07 * 100, which is a little more than 7, from needing 8.
-        quorum = fleet.cohort.size or max(1, math.ceil(fleet.quorum * len(asked) - 1e-9))
+        quorum = size if 0 < size <= len(asked) else max(1, math.ceil(fleet.quorum * len(asked) - 1e-9))
         deadline = float(fleet.deadline_seconds)
         parts: dict[int, float] = {}
         if fleet.takes_partial_work:

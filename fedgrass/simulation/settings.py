@@ -260,7 +260,7 @@ class Simulation(BaseModel):
 
     @property
     def asked(self) -> int:
-        """Devices that are asked in each round: with ``cohort.size`` of the fleet's settings, so many more than that.
+        """Devices that are asked in each round: with ``cohort.size`` of the fleet's settings, so many more than that, or all.
 
         With a tree of noise about so many: each round has another part of the fleet.
         """
@@ -268,7 +268,7 @@ class Simulation(BaseModel):
             return max(1, self.devices // rounds)
         wanted = self.fleet.cohort
         # 1e-9: 100 * 1.1 is a little more than 110.
-        return math.ceil(wanted.size * wanted.over_ask - 1e-9) or self.cohort
+        return min(math.ceil(wanted.size * wanted.over_ask - 1e-9), self.devices) or self.cohort
 
     @classmethod
     def checked(cls, values: dict[str, Any]) -> Simulation:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgrass.cloud.aggregator.lanes import LANES
+from fedgrass.cloud.rounds.cohorts import quorum_of
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.protocol.cohort import draw, is_asked, is_member, takes
 from fedgrass.simulation import population as module
@@ -204,6 +205,17 @@ def test_with_a_size_more_are_asked_and_the_round_takes_the_first_so_many() -> N
         cohort, plan = Population(simulated).opened(number)
         assert (len(plan.asked), len(plan.answers), len(plan.late)) == (9, 6, 3 - plan.dropped)
         assert list(plan.asked) == [d for d in range(40) if takes(cohort, thing_name(d))]
+
+
+@pytest.mark.parametrize(("size", "over_ask", "needed"), [(35, 1.3, 35), (40, 1.3, 40), (41, 1.0, 20), (400, 2.0, 20)])
+def test_a_size_beyond_the_fleet_asks_all_of_it_as_a_round_of_a_fleet_does(
+    size: int, over_ask: float, needed: int
+) -> None:
+    cohort = {"size": size, "over_ask": over_ask}
+    simulated = simulation(fleet=fleet({"deadline_seconds": 600, "quorum": 0.5, "cohort": cohort}))
+    plan = Population(simulated).opened(1)[1]
+    assert len(plan.asked) == 40
+    assert len(plan.answers) == needed == quorum_of(simulated.fleet, 40)
 
 
 def test_fair_cohorts_ask_all_virtual_devices_in_turn() -> None:
