@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ from fedgrass.simulation.settings import Simulation
 from fedgrass.simulation.store import Store, open_report
 
 MOST_RUNS = 1000
+_LONGEST_NAME = 200  # bytes of a folder's
 _stop: Event | None = None  # of a process of the pool
 
 
@@ -52,12 +54,21 @@ def combinations(varied: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str
         )
     found: dict[str, dict[str, str]] = {}
     for one in chosen:
-        # Values may be paths, or anything else that no folder may be called.
-        name = re.sub(r"[^\w.=,+-]", "_", ",".join(f"{key}={value}" for key, value in one.items()))[:200]
+        name = _folder_name(",".join(f"{key}={value}" for key, value in one.items()))
         if name in found:
             raise ConfigurationError(f"sweep: two runs would be called {name!r}; give each value once")
         found[name] = one
     return found
+
+
+def _folder_name(said: str) -> str:
+    """Return what a run's folder is called: values may be paths, or anything else that no folder may be called."""
+    name = re.sub(r"[^\w.=,+-]", "_", said)
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(said.encode()).hexdigest()[:8]
+    # Bytes, not letters, are what file systems count; a letter that is cut in two goes.
+    return f"{name.encode()[: _LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
 
 
 def sweep(
