@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedgrass.errors import ConfigurationError, first_problem
 
 if TYPE_CHECKING:
+    from fedgrass.objectives import Optimizer
     from fedgrass.strategies.arithmetic.interfaces import Clip, Combination, ServerOptimizer, Weighting
     from fedgrass.update.codecs import Floats
 
@@ -216,6 +217,10 @@ class Strategy(ABC):
                 f"strategy {self.name!r}: has no part of a training count for what it is; set fit.partial_margin_seconds to 0"
             )
         return replace(self, takes_parts=True)
+
+    def for_optimizer(self, optimizer: Optimizer) -> Strategy:  # noqa: ARG002 - for strategies that ask how devices step
+        """Return the same for a model that devices train with this optimizer."""
+        return self
 
     def with_own_update(self, update: Floats) -> Strategy:
         """Return the same with the operator's own update."""

@@ -134,7 +134,7 @@ def aggregate(
         If the strategy does not go with ``noise``.
     """
     options = options or AggregationOptions()
-    noise = options.noise
+    noise, strategy = options.noise, strategy.for_optimizer(base.manifest.optimizer)
     method = with_noise(strategy, noise)
     # The order below is the contract: list, open, screen, add, combine, step. An update is refused before its values
     # reach a sum, so nothing is ever subtracted again (docs/decisions/0043).
@@ -220,7 +220,7 @@ def contribute(
     """
     if strategy.needs_all:
         return  # it takes all updates in one place
-    bounds = Bounds(with_noise(strategy, noise), expected.checks)
+    bounds = Bounds(with_noise(strategy.for_optimizer(base.manifest.optimizer), noise), expected.checks)
     screening = Screening(Layout.of(base.manifest), source, UpdateValidator(expected), weight=bounds.weight)
     Mean(bounds, Statistics.of(base.manifest), screening, share, noise).contribute(screening.admit(references), share)
 

@@ -104,24 +104,34 @@ class FedNovaWeighting:
     """FedNova: each difference per local step, times the mean number of steps; devices that did more steps do not outvote others.
 
     Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization", NeurIPS 2020,
-    https://arxiv.org/abs/2007.07481 (plain SGD on the device). Steps are the update's metric ``steps``.
+    https://arxiv.org/abs/2007.07481. Steps are the update's metric ``steps``; with ``momentum`` of the devices' optimizer they
+    count as far as they move along a gradient that stays the same: the paper's ‖a‖₁, of a learning rate that does not change.
     """
 
+    momentum: float = 0.0
+    nesterov: bool = False
     is_mean: ClassVar[bool] = False
 
     def weight(self, facts: UpdateMetadata) -> float:
         """Return examples per step."""
-        return facts.num_examples / _metric(facts, "steps", least=1.0)
+        return facts.num_examples / self._moved(facts)
 
     def scale(self, facts: Sequence[UpdateMetadata]) -> float:
         """Return the mean number of steps, by examples, over all examples."""
         examples = sum(f.num_examples for f in facts)
-        steps = sum(f.num_examples * _metric(f, "steps", least=1.0) for f in facts) / examples
+        steps = sum(f.num_examples * self._moved(f) for f in facts) / examples
         return steps / examples
 
     def believed(self, facts: Sequence[UpdateMetadata], factor: float) -> Sequence[UpdateMetadata]:
         """Return them with their steps within ``factor`` of the median: few weigh much, and many lengthen the whole step."""
         return _near_the_median(facts, "steps", 1.0, factor)
+
+    def _moved(self, facts: UpdateMetadata) -> float:
+        steps, m = _metric(facts, "steps", least=1.0), self.momentum
+        # Added up at once: the number of steps is a claim, and a loop would run as long as it says.
+        moved = (steps - m * (1 - math.pow(m, steps)) / (1 - m)) / (1 - m)
+        # Keras: v = m·v - rate·g; w += v, or with Nesterov w += m·v - rate·g.
+        return m * moved + steps if self.nesterov else moved
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from fedgrass.cloud.aggregator.aggregate import Aggregation
 from fedgrass.cloud.aggregator.offline import aggregate_folder
 from fedgrass.cloud.aggregator.server_state import STATE, read_state
 from fedgrass.errors import AggregationError, ConfigurationError
+from fedgrass.objectives import Optimizer
 from fedgrass.protocol.check_settings import Checks
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.strategies import STRATEGIES, RobustRule, Strategy, WeightedMean, strategy_named
@@ -332,6 +333,48 @@ def test_an_update_without_the_metric_that_it_is_weighed_by_is_refused(tmp_path:
     found = combine(base, source, strategy=strategy_named("fednova"))
     assert [(q.thing, q.reason) for q in found.quarantined] == [("a", "missing_metric")]
     assert [u.thing for u in found.updates] == ["b"]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.999])
+def test_with_momentum_fednova_steps_along_the_mean_gradient_however_many_steps_each_device_did(
+    tmp_path: Path, momentum: float, nesterov: bool
+) -> None:
+    base = tiny_model(tmp_path, SIZE)
+    optimizer = Optimizer(name="momentum", momentum=momentum, nesterov=nesterov)
+    base = Bundle(base.folder, base.manifest.model_copy(update={"optimizer": optimizer}))
+    rng, rate, steps = np.random.default_rng(1), 0.01, [1, 2, 5, 40, 400]
+    examples, gradients = np.arange(1, 6), rng.normal(size=(5, SIZE))
+    contents, lengths = {}, []
+    for device, (gradient, count) in enumerate(zip(gradients, steps, strict=True)):
+        # As Keras steps, along a gradient that stays the same.
+        moved, velocity = np.zeros(SIZE), np.zeros(SIZE)
+        for _ in range(count):
+            velocity = momentum * velocity - rate * gradient
+            moved += momentum * velocity - rate * gradient if nesterov else velocity
+        lengths.append(float(-moved[0] / gradient[0]))
+        content = update_of(
+            base, f"t{device}", moved.astype(np.float32), num_examples=device + 1, metrics={"steps": float(count)}
+        )
+        contents[f"t{device}"] = content
+    found = combine(base, Memory(contents), strategy=strategy_named("fednova")).parameters
+    assert found is not None
+    wanted = -np.average(lengths, weights=examples) * mean(gradients, examples)
+    np.testing.assert_allclose(flat(found), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("claimed", [0.0, -1.0, 0.5, 1e300])
+def test_a_number_of_steps_that_no_device_did_takes_no_time_and_spoils_nothing(tmp_path: Path, claimed: float) -> None:
+    base = tiny_model(tmp_path, SIZE)
+    base = Bundle(base.folder, base.manifest.model_copy(update={"optimizer": Optimizer(name="momentum", momentum=0.9)}))
+    ones = np.ones(SIZE, np.float32)
+    contents = {
+        thing: update_of(base, thing, ones, metrics={"steps": count})
+        for thing, count in {"a": 10.0, "b": 10.0, "liar": claimed}.items()
+    }
+    found = combine(base, Memory(contents), Checks(), strategy_named("fednova")).parameters
+    assert found is not None
+    assert 0 < flat(found)[0] < 5
 
 
 def test_too_few_updates_for_the_attackers_are_an_error_that_says_how_many_are_needed(cohort: Cohort) -> None:
