@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Literal, get_args
 
 from fedgrass.cloud.console.context import Context
-from fedgrass.cloud.console.index import DeviceSummary
+from fedgrass.cloud.console.index import DeviceSnapshot
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol import tables
 from fedgrass.protocol.drift import STEPS, Drift, Step
@@ -70,11 +70,11 @@ class Drifting:
             return "not compared"
         return "drifted" if drift.has_drifted(self.settings) else "not drifted"
 
-    def counts(self, devices: Sequence[DeviceSummary], now_ms: float) -> dict[Stand, int]:
-        """Count devices by how they stand."""
+    def counts(self, look: DeviceSnapshot) -> dict[Stand, int]:
+        """Count the devices of a look by how they stand."""
         found = dict.fromkeys(STANDS, 0)
-        for one in devices:
-            found[self.stand(one.drift, alive=one.alive(now_ms))] += 1
+        for one in look.devices:
+            found[self.stand(one.drift, alive=one.alive(look.at_ms))] += 1
         return found
 
 

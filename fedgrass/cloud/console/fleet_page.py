@@ -34,9 +34,9 @@ class Counts:
     versions: list[tuple[str, int]]
 
     @classmethod
-    def of(cls, look: DeviceSnapshot, now_ms: float) -> Counts:
+    def of(cls, look: DeviceSnapshot) -> Counts:
         """Count the devices of a look."""
-        alive = [brief for brief in look.devices if brief.alive(now_ms)]
+        alive = [brief for brief in look.devices if brief.alive(look.at_ms)]
         able = sum(brief.able for brief in alive)
         versions = Counter(brief.version or "none" for brief in look.devices)
         states: dict[State, int] = {
@@ -57,7 +57,6 @@ def pages(context: Context) -> Blueprint:
     def devices() -> str:
         # Counts and filters are of the last look, some seconds old; the devices on the page are read by name below.
         look = context.index.look()
-        now_ms = context.now_ms
         name, version = request.args.get("name", ""), request.args.get("version", "")
         # Compared with the known ones: what stands in an address may be anything.
         state = next((state for state in STATES if state == request.args.get("state")), None)
@@ -68,16 +67,16 @@ def pages(context: Context) -> Blueprint:
             brief.thing
             for brief in look.devices
             if name.casefold() in brief.thing.casefold()
-            and (state is None or brief.is_(state, now_ms))
+            and (state is None or brief.is_(state, look.at_ms))
             and (not version or (brief.version or "none") == version)
-            and (stand is None or drift.stand(brief.drift, alive=brief.alive(now_ms)) == stand)
+            and (stand is None or drift.stand(brief.drift, alive=brief.alive(look.at_ms)) == stand)
         ]
         page = Page.of(len(found), _PER_PAGE)
         shown = members_named(context.account.devices_table, fleet, found[page.first : page.end])
         return render_template(
             "fleet.html",
             look=look,
-            counts=Counts.of(look, now_ms),
+            counts=Counts.of(look),
             page=page,
             found=len(found),
             members=shown,
@@ -86,10 +85,10 @@ def pages(context: Context) -> Blueprint:
             last_round=next(iter(_records(context, [fleet_state.last])), None),
             chosen={"name": name, "state": state or "", "version": version, "drift": stand or ""},
             states=STATES,
-            now_ms=now_ms,
+            now_ms=context.now_ms,
             panel=live_panel(context, fleet_state),
             drift=drift,
-            stands=drift.counts(look.devices, now_ms) if drift.watched else {},
+            stands=drift.counts(look) if drift.watched else {},
             gain=Gain.of_admissions(brief.own for brief in look.devices if brief.own),
         )
 

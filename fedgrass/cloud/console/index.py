@@ -63,6 +63,11 @@ class DeviceSnapshot:
     complete: bool = False
     seconds: float = 0.0
 
+    @property
+    def at_ms(self) -> float:
+        """When it was read, in epoch milliseconds: its devices are alive or silent by that time, however old it is by now."""
+        return self.at * 1000
+
 
 class FleetIndex:
     """The last look at a fleet.

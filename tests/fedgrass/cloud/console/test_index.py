@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
+from fedgrass.cloud.console.fleet_page import Counts
 from fedgrass.cloud.console.index import FleetIndex
 from tests.fixtures.doubles import double
 from tests.fixtures.waiting import PATIENCE, eventually
@@ -114,6 +115,18 @@ def test_an_old_look_is_shown_until_the_new_one_is_there() -> None:
     table.gate.set()
     assert index.look(60).at == NOW + 60
     assert table.reads == 2
+
+
+def test_who_was_alive_when_an_old_look_was_taken_is_not_shown_as_silent_now() -> None:
+    table, clock = Table([heartbeat("a"), heartbeat("silent", 0)], [heartbeat("b")]), Clock()
+    index = index_of(table, clock)
+    index.look(60)
+    table.gate.clear()
+    clock.seconds += 600
+    old = index.look(0)  # a page that is opened again after a while, before the table was read
+    assert Counts.of(old).states == {"alive": 2, "able": 2, "unable": 0, "silent": 1}
+    table.gate.set()
+    assert Counts.of(index.look(60)).states == {"alive": 0, "able": 0, "unable": 0, "silent": 3}
 
 
 def test_a_failure_is_told_once_and_the_next_look_tries_again() -> None:
