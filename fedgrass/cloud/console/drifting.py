@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
 
+from fedgrass.account import Account
 from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.index import DeviceSnapshot
 from fedgrass.errors import ConfigurationError
@@ -35,12 +36,11 @@ class Started:
 
 @dataclass(frozen=True)
 class Drifting:
-    """The fleet's drift: what counts, by which profile, what the last look found, and what was started since."""
+    """The fleet's drift: what counts, by which profile, and what the last look found."""
 
     settings: DriftSettings
     profile: int | None
     record: DriftRecord
-    started: Sequence[Started] = ()
 
     @property
     def watched(self) -> bool:
@@ -87,15 +87,14 @@ def drifting(context: Context, state: FleetState) -> Drifting:
     except ConfigurationError:
         settings = DriftSettings()  # the page of settings says what is wrong with them
     profile = state.profile.round if state.profile else None
-    return Drifting(settings, profile, record, _started(context, record))
+    return Drifting(settings, profile, record)
 
 
-def _started(context: Context, record: DriftRecord) -> list[Started]:
-    """Find the executions of the last drift, which their names follow from."""
+def started(account: Account, record: DriftRecord) -> list[Started]:
+    """Find the rounds that the last drift has started, by the names of their executions: a request for each."""
     if record.begun_at is None:
         return []
     found = []
-    account = context.account
     client = account.step_functions
     for step in STEPS:
         try:

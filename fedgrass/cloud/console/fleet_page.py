@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flask import Blueprint, abort, render_template, request
 
 from fedgrass.cloud.console.context import Context
-from fedgrass.cloud.console.drifting import STANDS, drifting
+from fedgrass.cloud.console.drifting import STANDS, drifting, started
 from fedgrass.cloud.console.index import STATES, DeviceSnapshot, State
 from fedgrass.cloud.console.paging import Page
 from fedgrass.cloud.console.panel import live_panel
@@ -88,6 +88,7 @@ def pages(context: Context) -> Blueprint:
             now_ms=context.now_ms,
             panel=live_panel(context, fleet_state),
             drift=drift,
+            started=started(context.account, drift.record),
             stands=drift.counts(look) if drift.watched else {},
             gain=Gain.of_admissions(brief.own for brief in look.devices if brief.own),
         )
