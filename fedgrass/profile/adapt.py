@@ -11,12 +11,10 @@ from fedgrass.bundle import Bundle, Manifest, Parameters
 from fedgrass.errors import DataError
 from fedgrass.inference import write_bundle
 from fedgrass.profile.features import feature_names
+from fedgrass.profile.sums import ROUNDING
 from fedgrass.protocol.profile import Feature, Profile
 from fedgrass.statistics import statistics_of
 from fedgrass.tensors import Array
-
-_EQUAL = 1e-12
-"""Deviations, as shares of the mean, below which a feature is the same everywhere."""
 
 
 def adapt(bundle: Bundle, profile: Profile, folder: Path, *, version: str = "") -> Bundle:
@@ -136,4 +134,4 @@ def _pooled(features: tuple[Feature, ...], size: int) -> tuple[Array, Array]:
     spread = (share * (variance + np.square(mean - middle))).sum(axis=0)
     # A feature that is the same everywhere, but for float64's rounding, is left in its unit: the layer would divide what differs
     # one day by almost nothing.
-    return middle, np.where(np.sqrt(spread) > _EQUAL * np.abs(middle), spread, 1.0)
+    return middle, np.where(np.sqrt(spread) > ROUNDING * np.abs(middle), spread, 1.0)

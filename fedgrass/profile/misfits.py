@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgrass.profile.sums import Doubles, FeatureSums
+from fedgrass.profile.sums import ROUNDING, Doubles, FeatureSums
 from fedgrass.protocol.profile import Misfit
 
 LEAST_DEVICES = 5
@@ -36,8 +36,6 @@ _WIDER = 2.0
 """Powers of two by which the spread of a column differs that may be another one."""
 _SPREADS = 2.0
 """A feature whose spread differs so much between the middle half of the devices has no usual spread."""
-_EQUAL = 1e-12
-"""Of a value: what float64's rounding leaves between devices that all have it."""
 _MIDDLE_HALVES = 3.0
 _MOST_COLUMNS = 256
 _MOST_MISSING = 0.5
@@ -98,7 +96,7 @@ class Usual:
         scale = np.maximum(_MIDDLE_HALVES * (high - low), self._deviation)
         # Of a feature that is one value on most devices nobody knows how far is far: the only measure is that value, and of 0,
         # such as where a device is not ("at site 3: no"), there is none.
-        self._scale = np.where(scale > _EQUAL * np.abs(self._mean), scale, np.abs(self._mean))
+        self._scale = np.where(scale > ROUNDING * np.abs(self._mean), scale, np.abs(self._mean))
         narrower, _, wider = _quartiles(deviations)
         # Only where devices have about the same spread does another one say anything: rare values differ by chance.
         self._has_a_spread = self._judged & (narrower > 0) & (wider <= _SPREADS * narrower)

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 Doubles = NDArray[np.float64]
 
+ROUNDING = 1e-12
+"""Of a value: what float64's rounding leaves between devices that all have it."""
+
 
 @dataclass(frozen=True)
 class Bounds:
