@@ -23,7 +23,7 @@ from fedgrass.data import Split
 from fedgrass.engines.base import Dataset, Engine, Measured, Metrics
 from fedgrass.errors import AdmissionError, DataError, FedgrassError, NoFiguresError
 from fedgrass.inference import Application
-from fedgrass.protocol.metrics import SHARES, Metric, kind, slack, worse_by
+from fedgrass.protocol.metrics import Metric, is_share, slack, worse_by
 from fedgrass.protocol.names import version_order
 from fedgrass.protocol.sums import Sums
 from fedgrass.tensors import Array
@@ -154,7 +154,7 @@ def _require_not_worse_by(
 ) -> None:
     found, before = metrics[metric], metrics[f"active_{metric}"]
     allowed = slack(metric, tolerance, before)
-    if kind(metric) in SHARES:
+    if is_share(metric):
         allowed += chance(before, _told_by(metric, sums, int(metrics["examples"])))
     if worse_by(metric, found, before) > allowed:
         raise WorseError(

@@ -122,6 +122,11 @@ def worse_by(metric: str, new: float, old: float) -> float:
     return new - old if falls(metric) else old - new
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric lies between 0 and 1, of any output, and is read in percent."""
+    return kind(metric) in SHARES
+
+
 def others(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the known figures beside loss and accuracy, several outputs' last, without those that are not finite."""
     known = [name for name in OTHERS if name in metrics] + [name for name in metrics if is_of_output(name)]

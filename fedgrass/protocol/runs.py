@@ -16,6 +16,11 @@ def asked_metric(record: RoundRecord) -> Metric | None:
     return record.settings.until.metric or record.settings.gate.metric
 
 
+def metric_of(run: Run, last: RoundRecord) -> str:
+    """Return the name of the figure that a run goes by, given its newest round."""
+    return run.standing.metric or watched(last, asked_metric(last))[0]
+
+
 def run_after(record: RoundRecord) -> Run:
     """Return what a round's run is when that round is closed."""
     run = _run_before(record)

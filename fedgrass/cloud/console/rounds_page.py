@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from flask import Blueprint, abort, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
@@ -13,7 +11,7 @@ from fedgrass.cloud.console.curves import drawn
 from fedgrass.cloud.console.notices import attempt, tell
 from fedgrass.cloud.console.paging import Page
 from fedgrass.cloud.console.panel import live_panel
-from fedgrass.cloud.console.starting import start_by_form, start_once
+from fedgrass.cloud.console.starting import add_start, start_once
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol import tables
 from fedgrass.rounds_api import aggregate_now, start_rounds
@@ -29,7 +27,7 @@ def pages(context: Context) -> Blueprint:
     blueprint = Blueprint("rounds", __name__, url_prefix="/rounds")
     _add_views(blueprint, context)
     round_page.add_view(blueprint, context)
-    _add_form(blueprint, context)
+    add_start(blueprint, context.account, "new_round.html")
     _add_actions(blueprint, context)
     return blueprint
 
@@ -68,21 +66,6 @@ def _add_views(blueprint: Blueprint, context: Context) -> None:
         if panel.record is None and not panel.starting:
             return "", _NO_CONTENT
         return render_template("panel.html", panel=panel)
-
-
-def _add_form(blueprint: Blueprint, context: Context) -> None:
-    account = context.account
-
-    @blueprint.route("/new", methods=["GET", "POST"])
-    def new() -> str | Response | tuple[str, int]:
-        settings = tables.load_settings(account.rounds_table, account.fleet)
-        return start_by_form(
-            account,
-            "new_round.html",
-            settings,
-            partial(start_rounds, account),
-            "rounds.rounds",
-        )
 
 
 def _add_actions(blueprint: Blueprint, context: Context) -> None:

@@ -11,11 +11,11 @@ from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.panel import live_panel
 from fedgrass.cloud.console.runs import State, state_by_record
 from fedgrass.protocol import tables
-from fedgrass.protocol.metrics import SHARES, kind
+from fedgrass.protocol.metrics import is_share
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.run_pieces import RunPiece, first_round, newest_runs
-from fedgrass.protocol.run_settings import Run, watched
-from fedgrass.protocol.runs import asked_metric
+from fedgrass.protocol.run_settings import Run
+from fedgrass.protocol.runs import metric_of
 from fedgrass.rounds_api import run_so_far
 
 _PER_PAGE = 25
@@ -47,12 +47,12 @@ class RunEntry:
     @property
     def metric(self) -> str:
         """Name of the figure that it goes by."""
-        return self.run.standing.metric or watched(self.last, asked_metric(self.last))[0]
+        return metric_of(self.run, self.last)
 
     @property
     def is_share(self) -> bool:
         """Whether that is shown in percent."""
-        return kind(self.metric) in SHARES
+        return is_share(self.metric)
 
     @property
     def kind_of(self) -> str:

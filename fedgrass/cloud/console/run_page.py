@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
@@ -13,11 +11,11 @@ from fedgrass.cloud.console.notices import attempt
 from fedgrass.cloud.console.paging import Page
 from fedgrass.cloud.console.panel import live_panel
 from fedgrass.cloud.console.runs import view_run
-from fedgrass.cloud.console.starting import start_by_form
+from fedgrass.cloud.console.starting import add_start, start_by_form
 from fedgrass.protocol import tables
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.run_pieces import first_round, run_rounds
-from fedgrass.rounds_api import cancel_round, resume_run, resumed_settings, start_rounds
+from fedgrass.rounds_api import cancel_round, resume_run, resumed_settings
 
 _PER_PAGE = 25
 _SETTINGS = ("rounds", "until", "schedule")
@@ -29,7 +27,7 @@ def pages(context: Context) -> Blueprint:
     blueprint = Blueprint("runs", __name__, url_prefix="/runs")
     run_list.add_list(blueprint, context)
     _add_view(blueprint, context)
-    _add_start(blueprint, context)
+    add_start(blueprint, context.account, "new_run.html", only=_SETTINGS)
     _add_resume(blueprint, context)
     _add_end(blueprint, context)
     return blueprint
@@ -58,22 +56,6 @@ def _add_view(blueprint: Blueprint, context: Context) -> None:
             pieces=pieces[executions.first : executions.end],
             executions=executions,
             panel=live_panel(context, tables.load_state(account.rounds_table, account.fleet)),
-        )
-
-
-def _add_start(blueprint: Blueprint, context: Context) -> None:
-    account = context.account
-
-    @blueprint.route("/new", methods=["GET", "POST"])
-    def new() -> str | Response | tuple[str, int]:
-        settings = tables.load_settings(account.rounds_table, account.fleet)
-        return start_by_form(
-            account,
-            "new_run.html",
-            settings,
-            partial(start_rounds, account),
-            "rounds.rounds",
-            only=_SETTINGS,
         )
 
 

@@ -13,11 +13,11 @@ from fedgrass.cloud.console import charts, streams
 from fedgrass.cloud.console.context import Context
 from fedgrass.failures import in_words
 from fedgrass.protocol import tables
-from fedgrass.protocol.metrics import SHARES, kind, label
+from fedgrass.protocol.metrics import is_share, label
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.run_pieces import RunRounds, first_round
 from fedgrass.protocol.run_settings import Run, watched
-from fedgrass.protocol.runs import asked_metric
+from fedgrass.protocol.runs import metric_of
 from fedgrass.rounds_api import run_so_far
 
 _MOST_POINTS = 100  # of a curve: one BatchGetItem, however long the run
@@ -59,12 +59,12 @@ class RunView:
     @property
     def metric(self) -> str:
         """Name of the figure that it goes by."""
-        return self.run.standing.metric or watched(self.last, asked_metric(self.last))[0]
+        return metric_of(self.run, self.last)
 
     @property
     def is_share(self) -> bool:
         """Whether that is shown in percent."""
-        return kind(self.metric) in SHARES
+        return is_share(self.metric)
 
     def figure(self, record: RoundRecord) -> float | None:
         """Return a round's value of it."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from botocore.exceptions import ClientError
-from flask import redirect, render_template, request, url_for
+from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
 from fedgrass.account import Account
@@ -16,8 +17,9 @@ from fedgrass.cloud.console import forms
 from fedgrass.cloud.console.notices import tell
 from fedgrass.cloud.console.preview import PREVIEW, draw
 from fedgrass.errors import FedgrassError
+from fedgrass.protocol import tables
 from fedgrass.protocol.settings import FleetSettings
-from fedgrass.rounds_api import Started, execution_named, status_of
+from fedgrass.rounds_api import Started, execution_named, start_rounds, status_of
 
 _ONCE = re.compile(r"^[0-9a-f]{32}$")
 
@@ -98,6 +100,27 @@ def start_by_form(
     except FedgrassError as error:
         form.error = str(error)
         return render_template(template, form=form, **values), 409
+
+
+def add_start(blueprint: Blueprint, account: Account, template: str, *, only: Collection[str] = ()) -> None:
+    """Add the form that starts rounds with other settings than the fleet's, at ``new``.
+
+    Parameters
+    ----------
+    blueprint
+        The pages that it is added to.
+    account
+        The fleet's account.
+    template
+        The form's page.
+    only
+        As of `forms.form_of`.
+    """
+
+    @blueprint.route("/new", methods=["GET", "POST"])
+    def new() -> str | Response | tuple[str, int]:
+        settings = tables.load_settings(account.rounds_table, account.fleet)
+        return start_by_form(account, template, settings, partial(start_rounds, account), "rounds.rounds", only=only)
 
 
 def _follow(execution: str, endpoint: str, values: dict[str, Any]) -> Response:
